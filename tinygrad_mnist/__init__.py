@@ -1,0 +1,44 @@
+"""tinygrad_mnist: write the forward pass in NumPy's own words; every backward pass is derived.
+
+>>> import numpy as np
+>>> from tinygrad_mnist import Tensor
+>>> W = Tensor(np.ones((2, 3)), requires_grad=True)
+>>> loss = np.sum(np.tanh(np.dot(np.ones((4, 2)), W)))
+>>> loss.backward()
+>>> W.grad.shape
+(2, 3)
+"""
+
+from typing import Any
+
+from . import functional, losses, nn, numpy_api, ops, optim, serialize, show
+from .core import F as _F
+from .core import Tensor
+from .functional import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+from .losses import mse, softmax_cross_entropy
+from .modes import detect_anomaly, enable_grad, no_grad
+from .nn import dropout
+from .ops import leaky_relu, log_softmax, logsumexp, primitive, relu, sigmoid, softmax, softplus, tanh
+from .serialize import load, save
+
+__all__ = [
+    "Tensor", "detect_anomaly", "dropout", "enable_grad", "functional", "grad", "hessian", "hvp", "jacobian", "jvp",
+    "leaky_relu", "load", "log_softmax", "logsumexp", "losses", "mse", "nn", "no_grad", "numpy_api", "ops", "optim",
+    "primitive", "relu", "save", "serialize", "show", "sigmoid", "softmax", "softmax_cross_entropy", "softplus", "tanh",
+    "value_and_grad", "vjp",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Every function on Tensors by NumPy's name: `tinygrad_mnist.where`, `tinygrad_mnist.concatenate`, ..."""
+    if name == "data":  # 10 ms of imports that a program without data need not pay
+        import importlib
+
+        return importlib.import_module(".data", __name__)
+    if not name.startswith("_") and name in vars(_F):
+        return getattr(_F, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(name for name in vars(_F) if not name.startswith("_"))})
