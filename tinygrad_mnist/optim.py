@@ -1,0 +1,323 @@
+"""Optimizers and learning-rate schedules.
+
+Each optimizer is a formula over flat arrays: parameter, gradient, state, and scratch memory, so that its arithmetic
+allocates nothing. What a step does allocate: the joined gradients of small neighbours, and wide copies of parameters
+that are float16 or not contiguous. Step counts and rates enter as Python numbers at every call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from . import arrays, guards
+from .arrays import Array
+from .core import Leaf, Tensor
+
+Formula = Callable[..., None]  # (p, g, *state, a, b): changes p and the state in place; a and b are scratch
+
+
+_SMALL = 16384  # elements: below, the calls of a formula cost more than joining the gradients of neighbours
+
+
+class _Run(NamedTuple):
+    params: list[Tensor]  # one, or small ones that are neighbours in memory
+    flat: Array | None  # their memory as one axis, where the formula can work on it directly
+    rest: list[Array]  # their part of the state, and scratch
+
+
+class Optimizer:
+    """What optimizers share: the parameters, one flat array for each kind of state, and the loop over parameters."""
+
+    states: tuple[str, ...] = ()  # the names of the arrays of state
+
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+        self.params = list(params)
+        if not self.params:
+            raise ValueError("an optimizer needs at least one parameter")
+        for p in self.params:
+            if type(getattr(p, "_node", None)) is not Leaf:
+                raise TypeError(f"parameters must be leaf Tensors with requires_grad=True, not {p!r:.60}")
+        if len({id(p) for p in self.params}) < len(self.params):
+            raise ValueError("a parameter was given twice")
+        _check(lr=(lr, 0, math.inf))
+        self.lr = lr
+        self.steps = 0
+        # float16 cannot hold Adam's 1e-8, and loses most of a small update: its state and arithmetic are float32
+        self._dtype = arrays.result_type("float32", *(p.dtype for p in self.params))
+        sizes = [p.size for p in self.params]
+        self.state = {name: self._xp.zeros(sum(sizes), self._dtype) for name in self.states}
+        longest = max(*sizes, sum(n for n in sizes if n < _SMALL))
+        self._scratch = [self._xp.empty(longest, self._dtype) for _ in range(2)]
+        self._live: list[Array] = []  # what the last step changed: while it stays the same, so do runs and spans
+        self._runs: list[_Run] = []
+        self._spans: list[guards.Span] = []
+
+    @property
+    def _xp(self) -> arrays.Namespace:  # not an attribute: an optimizer can be copied and pickled, a namespace cannot
+        return arrays.namespace(type(self.params[0].data))
+
+    def _formula(self) -> Formula:
+        """The update at this step, with this step's rates."""
+        raise NotImplementedError
+
+    def _cut(self, live: list[Tensor]) -> list[_Run]:
+        """The parameters that have a gradient, as runs that the formula takes at once."""
+        runs: list[_Run] = []
+        ends = dict(zip(map(id, self.params), accumulate(p.size for p in self.params), strict=True))
+        for p in live:
+            end = ends[id(p)]
+            params, start = [p], end - p.size
+            flat = arrays.joint_view([p.data]) if p.dtype == self._dtype else None
+            if runs and runs[-1].flat is not None and max(p.size, runs[-1].params[-1].size) < _SMALL:
+                before = runs[-1].params
+                joint = arrays.joint_view([q.data for q in (*before, p)])
+                if joint is not None and ends[id(before[-1])] == start:
+                    params, flat, start = [*before, p], joint, start - runs.pop().flat.size  # type: ignore[union-attr]
+            rest = [*(s[start:end] for s in self.state.values()), *(a[: end - start] for a in self._scratch)]
+            runs.append(_Run(params, flat, rest))
+        return runs
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, in place. Where none has one, this is no step and not counted."""
+        live = [p for p in self.params if p.grad is not None]
+        if not live:
+            return
+        self.steps += 1
+        formula = self._formula()
+        if len(live) != len(self._live) or any(p._data is not a for p, a in zip(live, self._live, strict=True)):
+            self._live = [p._data for p in live]
+            self._runs, self._spans = self._cut(live), guards.spans(self._live)
+        try:
+            for params, flat, rest in self._runs:
+                grads = [p._node.grad.reshape(-1) for p in params]  # type: ignore[union-attr]
+                g = grads[0] if len(grads) == 1 else self._xp.concatenate(grads)
+                if flat is not None:
+                    formula(flat, g, *rest)
+                else:
+                    data = params[0]._data
+                    wide = data.astype(self._dtype).reshape(-1)
+                    formula(wide, g.astype(self._dtype), *rest)
+                    data[...] = wide.reshape(data.shape)
+        finally:  # after the writes, as everywhere; and of a step that fails midway, the first parameters have changed
+            guards.changes.note(self._spans)
+        if self.steps % 512 == 0:
+            for state in self.state.values():
+                arrays.flush_subnormal(state)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for p in self.params:
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to go on as if it had not stopped: step count, rate, and copies of the state on the host."""
+        return {"steps": self.steps, "lr": self.lr, **{name: arrays.to_host(s) for name, s in self.state.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of an optimizer of the same kind and parameters; nothing is changed if it does
+        not fit."""
+        expected = {"steps", "lr", *self.states}
+        if state.keys() != expected:
+            raise ValueError(f"load_state_dict: expected the entries {sorted(expected)}, got {sorted(state)}")
+        for name in self.states:
+            if state[name].shape != self.state[name].shape:
+                raise ValueError(f"load_state_dict: {name} has shape {state[name].shape}, not {self.state[name].shape}")
+        self.steps, self.lr = int(state["steps"]), float(state["lr"])
+        for name in self.states:
+            self.state[name][...] = arrays.from_host(state[name], self.state[name])
+
+
+class SGD(Optimizer):
+    """p -= lr u, with g' = g + weight_decay p and u = g'; with momentum v = momentum v + g' and u = v, or in Nesterov's
+    form u = g' + momentum v. (Sutskever, Martens, Dahl and Hinton 2013.)"""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _check(momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, math.inf))
+        if nesterov and not momentum:
+            raise ValueError("nesterov=True needs a momentum larger than 0")
+        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+        self.states = ("velocity",) if momentum else ()
+        super().__init__(params, lr)
+
+    def _formula(self) -> Formula:
+        xp, lr, momentum, decay = self._xp, self.lr, self.momentum, self.weight_decay
+
+        def plain(p: Array, g: Array, a: Array, _b: Array) -> None:
+            if decay:
+                g = xp.add(xp.multiply(p, decay, out=a), g, out=a)
+            xp.subtract(p, xp.multiply(g, lr, out=a), out=p)
+
+        def with_momentum(p: Array, g: Array, v: Array, a: Array, b: Array) -> None:
+            if decay:
+                g = xp.add(xp.multiply(p, decay, out=a), g, out=a)
+            xp.add(xp.multiply(v, momentum, out=v), g, out=v)
+            u = xp.add(xp.multiply(v, momentum, out=b), g, out=b) if self.nesterov else v
+            xp.subtract(p, xp.multiply(u, lr, out=b), out=p)
+
+        return with_momentum if momentum else plain
+
+
+class Adam(Optimizer):
+    """m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps).
+
+    Kingma and Ba 2015. `weight_decay` adds weight_decay p to the gradient (an L2 penalty); see AdamW.
+    """
+
+    states = ("m", "v")
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _check(beta1=(betas[0], 0, 1), beta2=(betas[1], 0, 1), weight_decay=(weight_decay, 0, math.inf))
+        _check(eps=(eps, 0, math.inf))
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        super().__init__(params, lr)
+
+    def _formula(self) -> Formula:
+        xp, (b1, b2), decay, decoupled = self._xp, self.betas, self.weight_decay, self.decoupled
+        # The state holds m / (1 - b1) and v / (1 - b2): what is left outside the quotient is one number, two passes
+        # fewer
+        root = math.sqrt((1 - b2**self.steps) / (1 - b2))
+        rate = self.lr * root * (1 - b1) / (1 - b1**self.steps)
+        eps = self.eps * root
+        shrink = 1 - self.lr * decay
+
+        def formula(p: Array, g: Array, m: Array, v: Array, a: Array, b: Array) -> None:
+            if decay and decoupled:
+                xp.multiply(p, shrink, out=p)
+            elif decay:
+                g = xp.add(xp.multiply(p, decay, out=b), g, out=b)
+            xp.add(xp.multiply(m, b1, out=m), g, out=m)
+            xp.add(xp.multiply(v, b2, out=v), xp.multiply(g, g, out=a), out=v)
+            xp.add(xp.sqrt(v, out=a), eps, out=a)
+            xp.multiply(xp.divide(m, a, out=a), rate, out=a)
+            xp.subtract(p, a, out=p)
+
+        return formula
+
+
+class AdamW(Adam):
+    """Adam whose weight decay acts on the parameters themselves: p -= lr weight_decay p. Loshchilov and Hutter 2019."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients, in place, so that their joint Euclidean norm is at most `max_norm`; the norm before that.
+
+    `max_norm=math.inf` only measures. Raises FloatingPointError where a gradient that would be scaled is NaN or
+    infinite; gradients and parameters are then as they were, and a training loop may skip the step.
+    """
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must be at least 0, not {max_norm!r}")
+    names, grads = [], []
+    for i, p in enumerate(params):
+        if p.grad is not None:
+            names.append(p.name or f"parameter {i}")
+            grads.append(p.grad)
+    wide = [g.astype(arrays.result_type("float32", g.dtype), copy=False) for g in grads]  # float16 ends at 65504
+    norm = _norm(wide)
+    if max_norm == math.inf or norm <= max_norm:
+        return norm
+    if not math.isfinite(norm):
+        bad = next((name for name, g in zip(names, grads, strict=True) if not arrays.all_finite(g)), "all together")
+        raise FloatingPointError(f"clip_grad_norm: the norm of the gradients is {norm}, because of {bad}")
+    for g, w in zip(grads, wide, strict=True):
+        arrays.namespace(type(g)).multiply(w, max_norm / norm, out=g, casting="same_kind")
+    return norm
+
+
+def _norm(grads: list[Array]) -> float:
+    """The joint Euclidean norm, which does not overflow before a Python number does."""
+    flat = [(arrays.namespace(type(g)), g.reshape(-1)) for g in grads if g.size]
+    total = sum(float(xp.vdot(g, g)) for xp, g in flat)  # vdot: unlike @, it overflows without a warning
+    if 1e-30 < total < math.inf:
+        return math.sqrt(total)
+    # Squares overflowed, or vanished: once more, with the largest element as the unit
+    tops = [float(xp.max(xp.absolute(g))) for xp, g in flat]
+    top = math.nan if any(map(math.isnan, tops)) else max(tops, default=0.0)
+    if not 0 < top < math.inf:
+        return top
+    return top * math.sqrt(sum(float(xp.vdot(g / top, g / top)) for xp, g in flat))
+
+
+def _check(**named: tuple[float, float, float]) -> None:
+    for name, (value, low, high) in named.items():
+        if not low <= value < high:
+            bound = "finite and at least 0" if high == math.inf else f"at least {low} and less than {high}"
+            raise ValueError(f"{name} must be {bound}, not {value!r}")
+
+
+# ---- schedules: step (0, 1, ...) -> learning rate -----------------------------------------------------------------
+
+Schedule = Callable[[int], float]
+
+
+def constant(lr: float) -> Schedule:
+    """The same rate at every step."""
+    return lambda step: lr
+
+
+def cosine(lr: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """A linear rise over `warmup` steps, then half a cosine from `lr` to `final` at the last of `steps`
+    (Loshchilov and Hutter 2017)."""
+    _check_steps(steps, warmup)
+
+    def schedule(step: int) -> float:
+        if step < warmup:
+            return lr * (step + 1) / warmup
+        return _anneal(lr, final, (step - warmup) / max(steps - 1 - warmup, 1))
+
+    return schedule
+
+
+def one_cycle(
+    peak: float, steps: int, *, warmup: float = 0.3, start_div: float = 25.0, final_div: float = 1e4
+) -> Schedule:
+    """Half a cosine up from peak / start_div to `peak` over the fraction `warmup` of the steps, then half a cosine
+    down to peak / start_div / final_div (Smith and Topin 2019)."""
+    _check(warmup=(warmup, 0, 1))
+    top = warmup * (steps - 1)
+    _check_steps(steps, int(top))
+
+    def schedule(step: int) -> float:
+        if step < top:
+            return _anneal(peak / start_div, peak, step / top)
+        return _anneal(peak, peak / start_div / final_div, (step - top) / max(steps - 1 - top, 1))
+
+    return schedule
+
+
+def _anneal(start: float, end: float, part: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(part, 1.0))) / 2
+
+
+def _check_steps(steps: int, warmup: int) -> None:
+    if not 0 <= warmup < steps:
+        raise ValueError(f"a schedule needs 0 <= warmup < steps, not warmup={warmup}, steps={steps}")
