@@ -1,0 +1,5 @@
+"""`python -m tinygrad_mnist` is the command `tinygrad-mnist`."""
+
+from .cli import main
+
+main()

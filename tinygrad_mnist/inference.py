@@ -1,0 +1,99 @@
+"""A trained model in use: what it says to images, what that is worth, and its file, which keeps the preprocessing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import losses, metrics, nn, ops, serialize
+from .core import Tensor
+from .data import Preprocess
+from .modes import no_grad
+from .runs import MODEL
+
+BATCH = 1000
+"""Images at once, where no gradient is needed: enough to keep the BLAS busy."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says to labelled images, and what that is worth."""
+
+    labels: NDArray[Any]
+    logits: NDArray[Any]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose label has the highest logit."""
+        return float(np.mean(self.logits.argmax(axis=1) == self.labels))
+
+    @property
+    def probabilities(self) -> NDArray[Any]:
+        """One row for each image, one column for each class."""
+        return ops.softmax(Tensor(self.logits)).numpy()
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts: row = label, column = predicted class."""
+        return metrics.confusion(self.labels, self.logits.argmax(axis=1), self.logits.shape[1])
+
+    def report(self) -> dict[str, Any]:
+        """Cross-entropy, accuracy, precision, recall and F1 of each class, confusion matrix: as JSON can hold them."""
+        cross_entropy = losses.softmax_cross_entropy(Tensor(self.logits), self.labels)
+        return {"cross_entropy": float(cross_entropy), **metrics.report(self.confusion)}
+
+
+@no_grad()
+def predict(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8]) -> NDArray[Any]:
+    """Logits `(n, classes)` for uint8 images `(n, height, width)`, without dropout."""
+    _, height, width = images.shape
+    if height * width != model.sizes[0]:
+        raise ValueError(f"the model takes images of {model.sizes[0]} pixels, not of {height} x {width}")
+    dtype, training = model.layers[0].weight.dtype, model.training
+    parts = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+    model.eval()
+    try:
+        return np.concatenate([model(preprocess(part, dtype)).data for part in parts])
+    finally:
+        model.train(training)
+
+
+def evaluate(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8], labels: NDArray[Any]) -> Evaluation:
+    """What `model` says to `images`, beside their labels."""
+    if labels.max() >= model.sizes[-1]:
+        raise ValueError(f"the model knows the classes 0 to {model.sizes[-1] - 1}, not the label {labels.max()}")
+    return Evaluation(labels, predict(model, preprocess, images))
+
+
+def save_model(path: str | os.PathLike[str], model: nn.MLP, preprocess: Preprocess) -> None:
+    """A model file with all that inference needs: weights, architecture, and the preprocessing of training."""
+    notes = {"preprocess": json.dumps(preprocess.to_dict()), "versions": json.dumps(versions())}
+    serialize.save(path, model, metadata=notes)
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[nn.MLP, Preprocess]:
+    """The model in a file that `save_model` wrote, or in a run folder."""
+    path = Path(path)
+    if path.is_dir():
+        path /= MODEL
+    notes = serialize.metadata(path)
+    if "preprocess" not in notes:
+        raise ValueError(f"{path} does not say how images were preprocessed: it is no file of save_model or train")
+    return serialize.load(path), Preprocess.from_dict(json.loads(notes["preprocess"]))
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the bits of a result."""
+    try:
+        package = version("tinygrad-mnist")
+    except PackageNotFoundError:  # a checkout that was never installed
+        package = "unknown"
+    return {"tinygrad-mnist": package, "numpy": np.__version__, "python": platform.python_version()}

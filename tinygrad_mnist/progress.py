@@ -1,0 +1,79 @@
+"""What is shown of a training, on stderr: a progress bar, or only a line for each epoch where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from .runs import Row
+from .train import Monitor, Training
+
+REFRESH = 0.1
+"""Seconds between two pictures of the bar."""
+
+
+def monitor() -> Monitor:
+    """The one that suits stderr."""
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+class Lines(Monitor):
+    """A line after each epoch."""
+
+    def start(self, training: Training) -> None:
+        self.epochs = training.recipe.epochs
+
+    def epoch(self, row: Row) -> None:
+        result = f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}"
+        parts = [f"epoch {row['epoch']}/{self.epochs}: {result}"]
+        for name in ("validation", "test"):
+            if f"{name}_loss" in row:
+                parts.append(f"{name} {row[f'{name}_loss']:.4f}, {row[f'{name}_accuracy']:.2%}")
+        self.show("; ".join([*parts, f"{row['images_per_second']:.0f} images/s"]))
+
+    def show(self, line: str) -> None:
+        """Show one line."""
+        print(line, file=sys.stderr, flush=True)
+
+
+class Bar(Lines):
+    """The lines, and below them a bar with loss and accuracy of the running epoch, images/s and the time left."""
+
+    def start(self, training: Training) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().start(training)
+        self.done = len(training.history)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False),
+            auto_refresh=False,  # its thread would compete with the training
+            transient=True,
+        )
+        images = len(training.train_set.images)
+        self.task = self.progress.add_task("", total=self.epochs * images, completed=self.done * images)
+        self.pending = 0
+        self.since = time.perf_counter()
+        self.progress.start()
+
+    def batch(self, images: int, loss: float, accuracy: float) -> None:
+        self.pending += images
+        now = time.perf_counter()
+        if now - self.since >= REFRESH:
+            rate = self.pending / (now - self.since)
+            text = f"epoch {self.done + 1}/{self.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}; {rate:.0f} images/s"
+            self.progress.update(self.task, advance=self.pending, description=text, refresh=True)
+            self.pending, self.since = 0, now
+
+    def epoch(self, row: Row) -> None:
+        super().epoch(row)
+        self.done += 1
+
+    def show(self, line: str) -> None:
+        self.progress.console.print(line, soft_wrap=True)
+
+    def stop(self) -> None:
+        self.progress.stop()

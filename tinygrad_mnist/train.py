@@ -1,0 +1,267 @@
+"""Training: the loop, and what goes with it: random numbers, history, checkpoints, results.
+
+    training = train(Recipe(epochs=2))                      # in memory: training.model, training.history
+    training = train(recipe, run=Run.create(recipe))        # the same, and all results in the folder of the run
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import losses, nn, ops, optim, plots
+from .core import Tensor
+from .data import Dataset, Preprocess, batches, load, mnist
+from .inference import evaluate, save_model
+from .recipe import MNIST, Recipe
+from .runs import CONFUSION, CURVES, MISTAKES, MODEL, REPORT, Row, Run
+
+# ---- random numbers -----------------------------------------------------------------------------------------------
+
+
+class Stream(IntEnum):
+    """The uses of random numbers in a run. Each has a stream of its own, so that a change of one leaves the others."""
+
+    SPLIT = 0
+    INIT = 1
+    SHUFFLE = 2
+    DROPOUT = 3
+
+
+def generator(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:
+    """The random numbers of one use in one epoch. As every epoch has its own, a checkpoint has no generator to keep."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, epoch)))
+
+
+# ---- the loop -----------------------------------------------------------------------------------------------------
+
+
+class Monitor:
+    """Is told how a training goes, and may show it. This one is silent."""
+
+    def start(self, training: Training) -> None:
+        """Before the first step. Epochs that a checkpoint brought are in `training.history`."""
+
+    def batch(self, images: int, loss: float, accuracy: float) -> None:
+        """After a step with this many images; loss and accuracy are those of the epoch so far."""
+
+    def epoch(self, row: Row) -> None:
+        """After an epoch, with its row of the history; its checkpoint is written."""
+
+    def stop(self) -> None:
+        """After the last step, however it ended."""
+
+
+class Labelled(NamedTuple):
+    """The images of one part of a data set."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+class Training:
+    """A training in progress: model, optimizer, and the history of the epochs that are done."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
+        check_data(recipe, dataset)
+        self.recipe = recipe
+        self.preprocess = Preprocess()
+        self.train_set, self.validation_set = _split(recipe, Labelled(*dataset[:2]))
+        self.test_set = Labelled(*dataset[2:])
+        self.model = nn.MLP(
+            recipe.layers,
+            recipe.activation,
+            init=recipe.init,
+            dropout=recipe.dropout,
+            rng=generator(recipe.seed, Stream.INIT),
+            dtype=recipe.dtype,
+        )
+        self.steps_per_epoch = math.ceil(len(self.train_set.images) / recipe.batch)
+        self.optimizer = _optimizer(recipe, self.model.parameters())
+        self.schedule = _schedule(recipe, recipe.epochs * self.steps_per_epoch)
+        self.history: list[Row] = []
+
+    def run_epoch(self, monitor: Monitor) -> None:
+        """See every training image once, evaluate, and add a row to the history."""
+        recipe, epoch = self.recipe, len(self.history)
+        shuffle = generator(recipe.seed, Stream.SHUFFLE, epoch)
+        self.model.rng = generator(recipe.seed, Stream.DROPOUT, epoch)
+        self.model.train()
+        start = time.perf_counter()
+        total, right, seen = 0.0, 0, 0
+        for i, (images, labels) in enumerate(batches(*self.train_set, recipe.batch, shuffle)):
+            self.optimizer.lr = self.schedule(epoch * self.steps_per_epoch + i)
+            logits = self.model(self.preprocess(images, recipe.dtype))
+            loss = self.loss(logits, labels)
+            self.step(loss)
+
+            total += float(loss) * len(labels)
+            right += int(np.count_nonzero(logits.data.argmax(axis=1) == labels))
+            seen += len(labels)
+            if not math.isfinite(total):
+                raise FloatingPointError(f"the loss became {float(loss)} in epoch {epoch + 1}: lower lr, or set clip")
+            monitor.batch(len(labels), total / seen, right / seen)
+        seconds = time.perf_counter() - start
+        self.model.eval()  # between epochs, and for whoever has the trained model
+
+        row: Row = {"epoch": epoch + 1, "lr": self.optimizer.lr}
+        row |= {"train_loss": total / seen, "train_accuracy": right / seen}
+        for name, part in (("validation", self.validation_set), ("test", self.test_set)):
+            if part:
+                found = evaluate(self.model, self.preprocess, *part)
+                row[f"{name}_loss"] = float(self.loss(Tensor(found.logits), found.labels))
+                row[f"{name}_accuracy"] = found.accuracy
+        row |= {"seconds": seconds, "images_per_second": seen / seconds}
+        self.history.append(row)
+
+    def loss(self, logits: Tensor, labels: NDArray[Any]) -> Tensor:
+        """The recipe's loss, without the penalty on weights."""
+        if self.recipe.loss == "cross_entropy":
+            return losses.softmax_cross_entropy(logits, labels)
+        one_hot = labels[:, None] == np.arange(logits.shape[1])
+        return losses.mse(ops.softmax(logits), one_hot.astype(logits.dtype))
+
+    def step(self, loss: Tensor) -> None:
+        """One update of the parameters."""
+        if self.recipe.l2:
+            squares = [ops.square(layer.weight).sum() for layer in self.model.layers]
+            loss = loss + self.recipe.l2 / 2 * sum(squares)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.recipe.clip:
+            optim.clip_grad_norm(self.optimizer.params, self.recipe.clip)
+        self.optimizer.step()
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The arrays from which `restore` goes on bit for bit."""
+        return {
+            f"{part}.{name}": np.asarray(value)
+            for part in ("model", "optimizer")
+            for name, value in getattr(self, part).state_dict().items()
+        }
+
+    def restore(self, state: dict[str, NDArray[Any]], history: list[Row]) -> None:
+        """Go on from the `state()` and the history that were after some epoch."""
+        for part in ("model", "optimizer"):
+            prefix = f"{part}."
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            getattr(self, part).load_state_dict(own)
+        self.history = history
+
+
+def train(
+    recipe: Recipe, dataset: Dataset | None = None, *, run: Run | None = None, monitor: Monitor | None = None
+) -> Training:
+    """Train as `recipe` says. With a `run`, go on from its checkpoint, if it has one, and leave the results in it.
+
+    Ctrl-C drops the epoch that it interrupts, saves the results of the epochs before it, and goes on its way. Raises
+    FloatingPointError if the loss is no longer finite.
+    """
+    if run and run.recipe != recipe:
+        raise ValueError(f"the recipe is not that of the run in {run.path}: give train(run.recipe, run=run)")
+    dataset = dataset or load_data(recipe.data)
+    training = _restored(recipe, dataset, run)
+    try:
+        _run_epochs(training, run, monitor or Monitor())
+    except KeyboardInterrupt:
+        if run and (training := _restored(recipe, dataset, run)).history:
+            save_results(run, training)
+        raise
+    if run:
+        save_results(run, training)
+    return training
+
+
+def _run_epochs(training: Training, run: Run | None, monitor: Monitor) -> None:
+    monitor.start(training)
+    try:
+        while len(training.history) < training.recipe.epochs:
+            with np.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
+                training.run_epoch(monitor)
+            if run:
+                run.save_checkpoint(training.state(), training.history)
+            monitor.epoch(training.history[-1])
+    finally:
+        monitor.stop()
+
+
+def _restored(recipe: Recipe, dataset: Dataset, run: Run | None) -> Training:
+    """A training as the run's checkpoint has it, or else at its beginning."""
+    training = Training(recipe, dataset)
+    if run and (checkpoint := run.load_checkpoint()):
+        training.restore(*checkpoint)
+        run.save_history(training.history)
+    return training
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+
+
+def save_results(run: Run, training: Training) -> None:
+    """The model, its report on the test images, and the pictures."""
+    save_model(run.path / MODEL, training.model, training.preprocess)
+    found = evaluate(training.model, training.preprocess, *training.test_set)
+    report = {"epochs": len(training.history), **found.report()}
+    run.write(REPORT, json.dumps(report, indent=1).encode())
+    run.write(CURVES, plots.curves(training.history))
+    run.write(CONFUSION, plots.confusion(found.confusion))
+    run.write(MISTAKES, plots.mistakes(training.test_set.images, found.labels, found.probabilities))
+
+
+# ---- from a recipe ------------------------------------------------------------------------------------------------
+
+
+def load_data(name: str) -> Dataset:
+    """The data set that a recipe's option `data` names."""
+    return mnist() if name == MNIST else load(name)
+
+
+def check_data(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise ValueError, in one line, if `recipe` does not fit the data."""
+    _, height, width = dataset[0].shape
+    if recipe.layers[0] != height * width:
+        raise ValueError(
+            f"layers must begin with {height * width}, for images of {height} x {width}; got {recipe.layers[0]}"
+        )
+    classes = 1 + max(int(labels.max()) for labels in dataset[1::2])
+    if recipe.layers[-1] < classes:
+        raise ValueError(
+            f"layers must end with {classes} or more, for labels up to {classes - 1}; got {recipe.layers[-1]}"
+        )
+    if recipe.validation and not 0 < _held_out(recipe, dataset[0]) < len(dataset[0]):
+        raise ValueError(f"validation = {recipe.validation} of {len(dataset[0])} images leaves one side empty")
+
+
+def _held_out(recipe: Recipe, images: NDArray[np.uint8]) -> int:
+    return round(recipe.validation * len(images))
+
+
+def _split(recipe: Recipe, data: Labelled) -> tuple[Labelled, Labelled | None]:
+    """The images to train on, and those held out for validation."""
+    if not recipe.validation:
+        return data, None
+    held = _held_out(recipe, data.images)
+    order = generator(recipe.seed, Stream.SPLIT).permutation(len(data.images))
+    first, rest = (Labelled(*(array[rows] for array in data)) for rows in (order[:held], order[held:]))
+    return rest, first
+
+
+def _optimizer(recipe: Recipe, params: list[Tensor]) -> optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return optim.SGD(params, recipe.lr, recipe.momentum, recipe.nesterov, recipe.weight_decay)
+    kind = {"adam": optim.Adam, "adamw": optim.AdamW}[recipe.optimizer]
+    return kind(params, recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _schedule(recipe: Recipe, steps: int) -> optim.Schedule:
+    if recipe.schedule == "constant":
+        return optim.constant(recipe.lr)
+    if recipe.schedule == "cosine":
+        return optim.cosine(recipe.lr, steps)
+    return optim.one_cycle(recipe.lr, steps)
