@@ -1,0 +1,336 @@
+"""The command line as its user meets it: examples that parse, results, one-line errors, exit codes."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from small import dataset, save_npz
+
+from tinygrad_mnist import cli, nn, progress
+from tinygrad_mnist.data import Preprocess
+from tinygrad_mnist.inference import save_model
+from tinygrad_mnist.recipe import Recipe
+from tinygrad_mnist.runs import MODEL, Run
+
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def npz(folder):
+    return save_npz(folder / "digits.npz")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    path = folder / "model.safetensors"
+    save_model(path, nn.MLP((784, 10), rng=0), Preprocess())
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        code = cli.run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def train(run, npz):
+    """Runs a small training."""
+    return lambda *arguments: run("train", "--data", npz, "--layers", "784,16,10", "--epochs", 2, *arguments)
+
+
+# ---- help ---------------------------------------------------------------------------------------------------------
+
+
+def examples(command):
+    lines = [line.strip() for line in COMMANDS[command].help.splitlines()]
+    return [line for line in lines if line.startswith("tinygrad-mnist ")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_that_parse(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert examples(command)
+    for example in examples(command):
+        assert example in out
+        _, name, *arguments = shlex.split(example)
+        assert name == command
+        COMMANDS[command].make_context(name, arguments)
+
+
+def test_help_lists_the_commands(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f"\n  {command} " in out for command in ("train", "evaluate", "predict", "info"))
+
+
+def test_train_has_every_option_of_a_recipe_with_what_it_allows_and_its_default(run):
+    _, out, _ = run("train", "--help")
+    text = " ".join(out.split())
+    for option in fields(Recipe):
+        assert f"--{option.name.replace('_', '-')} " in text
+        if option.default is not False:
+            assert option.metadata["allowed"].words in text
+    assert "[default: 784,128,64,10]" in text
+    assert "[default: 0.01]" in text
+
+
+# ---- train --------------------------------------------------------------------------------------------------------
+
+
+def test_train_prints_progress_then_results_and_where_they_lie(train, tmp_path):
+    code, out, err = train("--out", tmp_path / "run", "--validation", "0.2")
+    assert code == 0
+    first, second = err.splitlines()
+    assert first.startswith("epoch 1/2: loss ")
+    assert all(word in second for word in ("epoch 2/2", "accuracy", "validation", "test", "images/s"))
+    assert out.splitlines()[0].split() == ["class", "precision", "recall", "F1", "images"]
+    assert out.splitlines()[-2].startswith("Test accuracy: ")
+    assert out.splitlines()[-1] == f"Model, metrics and pictures: {tmp_path / 'run'}"
+    assert (tmp_path / "run" / MODEL).exists()
+
+
+def test_train_makes_a_folder_of_its_own(train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = train("--json")
+    assert code == 0
+    assert [str(path) for path in (tmp_path / "runs").iterdir()] == [str(tmp_path / json.loads(out)["run"])]
+
+
+def test_options_override_the_config_file_and_both_the_defaults(train, tmp_path):
+    (tmp_path / "c.toml").write_text("epochs = 1\nbatch = 50\nnesterov = true\noptimizer = 'sgd'\nmomentum = 0.5\n")
+    code, _, _ = train("--config", tmp_path / "c.toml", "--out", tmp_path / "run", "--lr", "1e-3", "--no-nesterov")
+    recipe = Run.open(tmp_path / "run").recipe
+    assert code == 0
+    assert (recipe.epochs, recipe.batch, recipe.lr, recipe.nesterov, recipe.momentum) == (2, 50, 1e-3, False, 0.5)
+    assert recipe.layers == (784, 16, 10)
+
+
+def test_the_config_that_a_run_wrote_reproduces_it(train, run, tmp_path):
+    assert train("--out", tmp_path / "one", "--dropout", "0.1", "--seed", "7")[0] == 0
+    assert run("train", "--config", tmp_path / "one" / "config.toml", "--out", tmp_path / "two")[0] == 0
+    assert (tmp_path / "one" / MODEL).read_bytes() == (tmp_path / "two" / MODEL).read_bytes()
+
+
+def test_the_path_of_the_data_is_recorded_so_that_a_run_resumes_from_anywhere(run, npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(npz.parent)
+    assert run("train", "--data", npz.name, "--layers", "784,10", "--epochs", 1, "--out", tmp_path / "run")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--resume", "run")[0] == 0
+
+
+def test_train_json_is_all_of_stdout(train, tmp_path):
+    code, out, err = train("--out", tmp_path / "run", "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["run"] == str(tmp_path / "run")
+    assert result["epochs"] == 2
+    assert 0 <= result["accuracy"] <= 1
+    assert len(result["classes"]) == 10
+    assert len(err.splitlines()) == 2
+
+
+def test_train_opens_no_socket(train, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "__init__", refuse)
+    assert train("--out", tmp_path / "run")[0] == 0
+
+
+def test_divergence_is_exit_code_1(train, tmp_path):
+    code, out, err = train("--out", tmp_path / "run", "--optimizer", "sgd", "--lr", "1e30", "--layers", "784,9,9,10")
+    assert (code, out) == (1, "")
+    assert err.startswith("tinygrad-mnist: the loss became ")
+
+
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(train, run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("tinygrad_mnist.plots.curves", full_disk)
+        code, out, err = train("--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    remedy = f"to go on: tinygrad-mnist train --resume {tmp_path / 'run'}"
+    assert err.splitlines()[-1] == f"tinygrad-mnist: curves.png: No space left on device; {remedy}"
+    assert run("train", "--resume", tmp_path / "run")[0] == 0
+
+
+def full_disk(*args):
+    raise OSError(28, "No space left on device", "curves.png")
+
+
+# ---- progress -----------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_a_bar(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "REFRESH", 0)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    code, out, err = train("--out", tmp_path / "run")
+    assert code == 0
+    assert "\x1b[2K" in err  # the bar is drawn over itself
+    for words in ("epoch 1/2: loss ", ", accuracy ", " images/s ", "0:00:", "; test "):
+        assert words in err
+    assert "\x1b" not in out
+
+
+# ---- evaluate, predict, info --------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_accuracy_classes_and_preprocessing(run, model, npz):
+    code, out, err = run("evaluate", model, "--data", npz)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 1 + 10 + 2
+    assert "Test accuracy: " in out
+    assert "of 200" in out
+    assert out.splitlines()[-1].startswith("Preprocessing, as in training: Pixels (0 to 255) are divided by 255")
+
+
+def test_evaluate_takes_the_folder_of_a_run_and_agrees_with_it(run, train, npz, tmp_path):
+    trained = json.loads(train("--out", tmp_path / "run", "--json")[1])
+    evaluated = json.loads(run("evaluate", tmp_path / "run", "--data", npz, "--json")[1])
+    for key in ("accuracy", "cross_entropy", "classes", "confusion"):
+        assert evaluated[key] == trained[key]
+    assert evaluated["preprocessing"].startswith("Pixels")
+
+
+def test_predict_reads_pictures_and_sets_alike(run, model, npz, folder):
+    image = dataset()[2][0]
+    Image.fromarray(image).save(folder / "same.png")
+    Image.fromarray(255 - image).resize((280, 280)).save(folder / "page.jpg")
+    idx = folder / "images.idx"
+    idx.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 28, 0, 0, 0, 28]) + dataset()[2][:2].tobytes())
+    code, out, err = run("predict", model, folder / "same.png", folder / "page.jpg", npz, idx, "--json")
+    assert (code, err) == (0, "")
+    predictions = json.loads(out)["predictions"]
+    assert len(predictions) == 2 + 200 + 2
+    same, page, first, *_, idx_first, _ = predictions
+    assert (first["image"], idx_first["image"]) == (f"{npz}[0]", f"{idx}[0]")
+    assert same["class"] == first["class"] == idx_first["class"]
+    np.testing.assert_allclose(same["probabilities"], first["probabilities"], rtol=1e-4)
+    assert same["probability"] == max(same["probabilities"])
+    assert "left as it is" in same["steps"]
+    assert "inverted the light background" in page["steps"]
+    assert first["steps"] == "as it is stored"
+
+
+def test_predict_says_what_was_done_to_each_image(run, model, folder):
+    Image.fromarray(dataset()[2][0]).save(folder / "digit.png")
+    code, out, err = run("predict", model, folder / "digit.png")
+    first, last = out.splitlines()
+    assert (code, err) == (0, "")
+    assert first.startswith(f"{folder / 'digit.png'}: ")
+    assert first.endswith("%; left as it is: 28 x 28 on a dark background)")
+    assert last.startswith("Preprocessing, as in training: ")
+
+
+def test_predict_reads_a_folder_of_idx_files(run, model, tmp_path):
+    for part, (images, labels) in zip(("train", "t10k"), (dataset()[:2], dataset()[2:]), strict=True):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    assert len(run("predict", model, tmp_path)[1].splitlines()) == 200 + 1
+    assert run("evaluate", model, "--data", tmp_path)[0] == 0
+
+
+def test_info(run, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    code, out, _ = run("info", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["numpy"] == np.__version__
+    assert facts["threads"] == "3 (OPENBLAS_NUM_THREADS)"
+    assert facts["devices"] == "cpu"
+    assert facts["blas"]
+    assert len(run("info")[1].splitlines()) == len(facts)
+
+
+# ---- errors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "Missing command; see tinygrad-mnist --help"),
+        ("trian", "No such command 'trian'"),
+        ("train --epochs", "Option '--epochs' requires an argument; see tinygrad-mnist --help"),
+        ("train --epoch 3", "No such option: --epoch"),
+        ("train --epochs five", "epochs must be a whole number, 1 or more; got 'five'"),
+        ("train --epochs 1.5", "epochs must be a whole number, 1 or more; got '1.5'"),
+        ("train --lr fast", "lr must be a number above 0; got 'fast'"),
+        ("train --lr -1", "lr must be a number above 0; got -1.0"),
+        ("train --layers 784-10", "layers must be two or more whole numbers from 1, such as 784,128,64,10; got '784-"),
+        ("train --layers 700,10", "layers must begin with 784, for images of 28 x 28; got 700"),
+        ("train --optimizer adan", "optimizer must be sgd, adam or adamw; got 'adan'"),
+        ("train --data ", "data must be 'mnist' or a path; got ''"),
+        ("train --data nowhere", "{here}/nowhere: expected a readable file, found No such file or directory"),
+        ("train --config nowhere.toml", "nowhere.toml: No such file or directory"),
+        ("train --resume nowhere", "nowhere is no run folder: it has no config.toml"),
+        ("train --resume r --weight-decay 1", "--resume goes on as the run began: leave out --weight-decay"),
+        ("train --resume r --no-nesterov", "--resume goes on as the run began: leave out --nesterov"),
+        ("train --resume r --config c", "--resume goes on as the run began: leave out --config"),
+        ("train --resume r --out c", "--resume goes on as the run began: leave out --out"),
+        ("train --out full", "full exists: choose another folder, or go on with the run in it by --resume"),
+        ("train --device gpu", "--device must be cpu or auto, got 'gpu': this version computes on the CPU only"),
+        ("evaluate nowhere", "nowhere: no such model file"),
+        ("evaluate full", "full/model.safetensors: no such model file"),
+        ("evaluate full/x", "full/x: not a safetensors file"),
+        ("evaluate {model} --data full/x", "full/x: expected a folder of IDX files or an .npz file"),
+        ("evaluate {model} --device gpu", "--device must be cpu or auto, got 'gpu'"),
+        ("predict {model}", "Missing argument 'images'; see tinygrad-mnist --help"),
+        ("predict {model} nowhere.png", "nowhere.png: expected a readable file, found No such file or directory"),
+        ("predict {model} full/x", "full/x: expected a PNG or JPEG picture, found another kind of file"),
+        ("predict {model} full", "full: expected IDX files such as "),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_on_stderr_and_exit_code_2(run, model, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("not what you think")
+    given = [word.format(model=model) for word in arguments.split(" ")] if arguments else []
+    code, out, err = run(*given)
+    assert (code, out) == (2, "")
+    assert err.startswith("tinygrad-mnist: " + message.format(here=os.getcwd()))
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_little_memory_is_one_line(train, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise MemoryError("Unable to allocate 1 TiB for an array")
+
+    monkeypatch.setattr(nn, "MLP", refuse)
+    code, _, err = train("--out", tmp_path / "run")
+    assert (code, err) == (2, "tinygrad-mnist: Unable to allocate 1 TiB for an array\n")
+
+
+def test_python_m_and_the_exit_code_of_a_process(tmp_path):
+    answer = subprocess.run(
+        [sys.executable, "-m", "tinygrad_mnist", "train", "--lr", "0"], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 2
+    assert answer.stderr == "tinygrad-mnist: lr must be a number above 0; got 0.0\n"
+
+
+def test_recipes_of_python_and_of_the_command_line_are_one(train, tmp_path, npz):
+    train("--out", tmp_path / "run")
+    assert Run.open(tmp_path / "run").recipe == Recipe(data=str(npz), layers=(784, 16, 10), epochs=2)

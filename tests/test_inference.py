@@ -1,0 +1,88 @@
+"""A model in use: predictions, their evaluation, model files."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small import RECIPE, dataset
+
+from tinygrad_mnist import data, nn, save
+from tinygrad_mnist.inference import Evaluation, evaluate, load_model, predict, save_model
+from tinygrad_mnist.train import Training, train
+
+
+def test_predictions_are_those_of_the_same_arithmetic_in_numpy():
+    training = train(replace(RECIPE, epochs=1), dataset())  # with dropout, which predicting must not draw
+    images, labels = training.test_set
+    w1, b1, w2, b2 = (p.numpy() for p in training.model.parameters())
+    x = images.reshape(len(images), -1).astype(np.float32) / 255
+    expected = np.maximum(x @ w1 + b1, 0) @ w2 + b2
+    np.testing.assert_allclose(predict(training.model, training.preprocess, images), expected, rtol=1e-4, atol=1e-5)
+    found = evaluate(training.model, training.preprocess, images, labels)
+    assert found.accuracy == np.mean(expected.argmax(axis=1) == labels)
+
+
+def test_predictions_in_several_batches_are_in_order(monkeypatch):
+    training = Training(RECIPE, dataset())
+    whole = predict(training.model, training.preprocess, training.test_set.images)
+    monkeypatch.setattr("tinygrad_mnist.inference.BATCH", 64)
+    parts = predict(training.model, training.preprocess, training.test_set.images)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_leaves_the_model_in_the_mode_it_was_in(training):
+    model = nn.MLP((784, 5, 10), dropout=0.5, rng=0).train(training)
+    images = dataset()[2]
+    predict(model, data.Preprocess(), images)
+    assert model.training is training
+    with pytest.raises(TypeError):
+        predict(model, lambda *_: None, images)
+    assert model.training is training
+
+
+def test_a_model_without_parameters_to_train_predicts_too():
+    model, images = nn.MLP((784, 5, 10), rng=0), dataset()[2]
+    before = predict(model, data.Preprocess(), images)
+    for p in model.parameters():
+        p.requires_grad = False
+    assert np.array_equal(predict(copy.deepcopy(model), data.Preprocess(), images), before)
+
+
+def test_a_trained_model_is_in_evaluation_mode():
+    assert not train(replace(RECIPE, epochs=1), dataset()).model.training
+
+
+def test_an_evaluation_reports_loss_accuracy_and_classes():
+    logits = np.log(np.array([[0.7, 0.3], [0.4, 0.6], [0.2, 0.8]]))
+    evaluation = Evaluation(np.array([0, 0, 1], np.uint8), logits)
+    np.testing.assert_allclose(evaluation.probabilities, np.exp(logits))
+    report = evaluation.report()
+    assert report["cross_entropy"] == pytest.approx(-np.log([0.7, 0.4, 0.8]).mean())
+    assert report["accuracy"] == evaluation.accuracy == 2 / 3
+    assert report["confusion"] == evaluation.confusion.tolist() == [[1, 1], [0, 1]]
+
+
+def test_a_model_file_brings_model_and_preprocessing_back(tmp_path):
+    model = nn.MLP((784, 5, 10), "tanh", rng=0)
+    preprocess = data.Preprocess(mean=0.13, std=0.31)
+    save_model(tmp_path / "m.safetensors", model, preprocess)
+    loaded, recorded = load_model(tmp_path / "m.safetensors")
+    images = dataset()[2]
+    assert recorded == preprocess
+    assert np.array_equal(predict(loaded, recorded, images), predict(model, preprocess, images))
+
+
+def test_a_model_file_without_preprocessing_is_refused(tmp_path):
+    save(tmp_path / "m.safetensors", nn.MLP((784, 10), rng=0))
+    with pytest.raises(ValueError, match=r"m\.safetensors does not say how images were preprocessed"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_images_or_labels_that_do_not_fit_the_model():
+    model, preprocess = nn.MLP((784, 5), rng=0), data.Preprocess()
+    with pytest.raises(ValueError, match="the model takes images of 784 pixels, not of 14 x 28"):
+        predict(model, preprocess, dataset()[2][:, ::2])
+    with pytest.raises(ValueError, match="the model knows the classes 0 to 4, not the label 9"):
+        evaluate(model, preprocess, *dataset()[2:])

@@ -1,0 +1,181 @@
+"""Nobody imports upward: a module may import the modules of its row, and a row may name only modules of earlier rows.
+
+Imports inside functions and under TYPE_CHECKING count too: they are arrows like any other.
+"""
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import tinygrad_mnist
+
+PACKAGE = Path(tinygrad_mnist.__file__).parent
+
+# Module or subpackage: what it may import of this package. A module without a row is an error.
+MAY_IMPORT = {
+    "arrays": "",
+    "modes": "",
+    "guards": "arrays",
+    "core": "arrays modes guards",
+    "ops": "arrays core",
+    "numpy_api": "arrays core ops",
+    "numpy": "arrays core ops numpy_api",  # the drop-in namespace
+    "losses": "arrays core ops",
+    "functional": "arrays modes core",
+    "optim": "arrays guards core",
+    "nn": "arrays core ops numpy_api",
+    "show": "arrays core ops",
+    "testing": "arrays core ops numpy_api losses",
+    "data": "",  # knows no Tensor
+    "serialize": "arrays core nn",
+    "recipe": "nn",
+    "runs": "recipe serialize",
+    "metrics": "",
+    "plots": "",
+    "inference": "modes core ops losses nn data serialize metrics runs",
+    "train": "core ops losses nn optim data recipe runs plots inference",
+    "progress": "runs train",
+    "__init__": "arrays modes core ops numpy_api numpy losses functional optim nn show testing data serialize",
+    "cli": "ops data recipe runs inference train progress",
+    "__main__": "cli",
+}
+
+ARRAY_LIBRARIES = {"numpy", "np", "cupy", "cp"}
+BUDGET = 900  # lines of code in core.py and ops.py together
+
+
+def unit(path: Path) -> str:
+    """The row of a file: its module, or the subpackage that it lies in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(source: str, package: str) -> list[tuple[int, str]]:
+    """(line, absolute dotted name) of all that a module of `package` imports. `from a import b` gives `a.b`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                found.append((node.lineno, str(node.args[0].value)))
+    return found
+
+
+def upward(source: str, package: str, row: str) -> list[str]:
+    """The imports of this package in `source` that `row` of the table does not allow, as 'line N: name'."""
+    offences = []
+    for line, name in imports(source, package):
+        first, *rest = name.split(".")
+        if first == PACKAGE.name:
+            target = rest[0] if rest and rest[0] in MAY_IMPORT else "__init__"
+            if target != row and target not in MAY_IMPORT[row].split():
+                offences.append(f"line {line}: {row} imports {target} ({name})")
+    return offences
+
+
+def names_of_array_libraries(source: str) -> list[str]:
+    """Where `source` imports or names an array library, as 'line N: name'. The method `t.numpy()` is none."""
+    found = imports(source, PACKAGE.name)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            found.append((node.lineno, node.id))
+        elif isinstance(node, ast.Attribute) and node.attr != "numpy":
+            found.append((node.lineno, node.attr))
+    return [f"line {line}: {name}" for line, name in found if ARRAY_LIBRARIES & {*name.split(".")}]
+
+
+def lines_of_code(source: str) -> int:
+    """Lines that hold anything but a comment, a docstring or a string that stands alone as one."""
+    texts = [
+        (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in empty and not any(text[:2] <= token.start and token.end <= text[2:] for text in texts):
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_a_row_names_only_earlier_rows():
+    earlier: set[str] = set()
+    for row, allowed in MAY_IMPORT.items():
+        assert set(allowed.split()) <= earlier, row
+        earlier.add(row)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nobody_imports_upward(path):
+    assert unit(path) in MAY_IMPORT, f"give {unit(path)} a row in MAY_IMPORT"
+    package = ".".join([PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1]])
+    assert upward(path.read_text(encoding="utf-8"), package, unit(path)) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_arrays_imports_cupy(path):
+    found = imports(path.read_text(encoding="utf-8"), PACKAGE.name)
+    assert unit(path) == "arrays" or [(line, name) for line, name in found if name.split(".")[0] == "cupy"] == []
+
+
+def test_the_rules_name_no_array_library():
+    assert names_of_array_libraries((PACKAGE / "ops.py").read_text(encoding="utf-8")) == []
+
+
+def test_core_and_rules_stay_readable_in_one_sitting():
+    counts = {name: lines_of_code((PACKAGE / name).read_text(encoding="utf-8")) for name in ("core.py", "ops.py")}
+    assert sum(counts.values()) < BUDGET, counts
+
+
+# The checks above, checked.
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "row"),
+    [
+        ("from .ops import add", "tinygrad_mnist", "core"),
+        ("from . import ops", "tinygrad_mnist", "core"),
+        ("import tinygrad_mnist.cli", "tinygrad_mnist", "train"),
+        ("from tinygrad_mnist import Tensor", "tinygrad_mnist", "data"),
+        ("def f():\n    from .. import core", "tinygrad_mnist.data", "data"),
+        ("import importlib\nimportlib.import_module('tinygrad_mnist.progress')", "tinygrad_mnist", "train"),
+    ],
+)
+def test_a_planted_upward_import_is_caught(source, package, row):
+    assert len(upward(source, package, row)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "row"),
+    [
+        ("import numpy\nfrom numpy import exp", "tinygrad_mnist", "core"),
+        ("from . import arrays\nfrom .arrays import sum_to", "tinygrad_mnist", "core"),
+        ("from .idx import read\nfrom . import idx", "tinygrad_mnist.data", "data"),
+        ("from ..core import Tensor", "tinygrad_mnist.testing", "testing"),
+    ],
+)
+def test_imports_downward_sideways_and_of_others_pass(source, package, row):
+    assert upward(source, package, row) == []
+
+
+@pytest.mark.parametrize("source", ["import numpy", "from numpy import e", "from .arrays import np", "arrays.np", "cp"])
+def test_a_planted_array_library_is_caught(source):
+    assert len(names_of_array_libraries(source)) == 1
+
+
+def test_lines_of_code_leaves_out_docstrings_comments_and_blanks():
+    docs = '"""Module\n\ndocs."""\n\n# comment\nclass A:\n    """Docs."""\n'
+    code = 'x = 1  # comment\ndef f(a,\n      b): "docs"\ny = """two\nlines"""\n'
+    assert lines_of_code(docs + code) == 1 + 5

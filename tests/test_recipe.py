@@ -1,0 +1,136 @@
+"""The options of a run: what they accept, what they say otherwise, and their way to TOML and back."""
+
+import re
+import tomllib
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinygrad_mnist.recipe import Recipe
+
+SHARE = st.floats(0, 1, exclude_max=True)
+POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
+FROM_0 = st.floats(0, allow_infinity=False)
+RECIPES = st.builds(
+    Recipe,
+    data=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    validation=SHARE,
+    layers=st.lists(st.integers(1, 2000), min_size=2, max_size=5).map(tuple),
+    activation=st.sampled_from(["relu", "tanh", "gelu"]),
+    init=st.sampled_from(["he_normal", "normal(0.01)"]),
+    dropout=SHARE,
+    loss=st.sampled_from(["cross_entropy", "mse"]),
+    l2=FROM_0,
+    lr=POSITIVE,
+    schedule=st.sampled_from(["constant", "cosine", "one_cycle"]),
+    optimizer=st.just("sgd"),
+    momentum=st.floats(0.01, 0.99),
+    nesterov=st.booleans(),
+    weight_decay=FROM_0,
+    clip=FROM_0,
+    batch=st.integers(1, 10**6),
+    epochs=st.integers(1, 10**6),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 2**63 - 1),
+)
+
+
+@given(RECIPES)
+def test_toml_brings_every_recipe_back(recipe):
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+def test_toml_names_every_option_once_and_explains_it():
+    text = Recipe().to_toml()
+    assert list(tomllib.loads(text)) == [option.name for option in fields(Recipe)]
+    assert all("  # " in line for line in text.splitlines())
+
+
+def test_options_that_are_left_out_have_their_defaults():
+    assert Recipe.from_toml("epochs = 3\nlayers = [784, 10]\nlr = 1") == Recipe(epochs=3, layers=(784, 10), lr=1.0)
+
+
+def test_equal_numbers_of_different_type_are_one_recipe():
+    assert Recipe(lr=1).to_toml() == Recipe(lr=1.0).to_toml()
+
+
+def test_a_file_is_read(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(Recipe(seed=5).to_toml(), encoding="utf-8")
+    assert Recipe.read(path) == Recipe(seed=5)
+
+
+SIZES = "two or more whole numbers from 1, such as 784,128,64,10"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("data", "", "'mnist' or a path"),
+        ("data", 3, "'mnist' or a path"),
+        ("validation", 1.0, "a number from 0 to below 1"),
+        ("validation", -0.1, "a number from 0 to below 1"),
+        ("layers", (784,), SIZES),
+        ("layers", (784, 0, 10), SIZES),
+        ("layers", (784, 1.5), SIZES),
+        ("layers", "784,x", SIZES),
+        ("activation", "rulu", "relu, sigmoid, tanh, leaky_relu, softplus, gelu, silu or linear"),
+        ("init", "normal(x)", "glorot_uniform, glorot_normal, he_uniform, he_normal, normal, zeros, xavier_uniform, "
+         "xavier_normal or normal(s) with a number s"),
+        ("init", 1, "glorot_uniform, glorot_normal, he_uniform, he_normal, normal, zeros, xavier_uniform, "
+         "xavier_normal or normal(s) with a number s"),
+        ("dropout", 1, "a number from 0 to below 1"),
+        ("loss", "hinge", "cross_entropy or mse"),
+        ("l2", -1, "a number from 0"),
+        ("optimizer", ["adam"], "sgd, adam or adamw"),
+        ("lr", 0, "a number above 0"),
+        ("lr", "fast", "a number above 0"),
+        ("lr", True, "a number above 0"),
+        ("lr", float("nan"), "a number above 0"),
+        ("lr", float("inf"), "a number above 0"),
+        ("lr", 10**400, "a number above 0"),
+        ("schedule", "linear", "constant, cosine or one_cycle"),
+        ("momentum", 1.0, "a number from 0 to below 1"),
+        ("nesterov", 1, "true or false"),
+        ("weight_decay", -0.1, "a number from 0"),
+        ("clip", -1.0, "a number from 0"),
+        ("batch", 0, "a whole number, 1 or more"),
+        ("batch", 12.5, "a whole number, 1 or more"),
+        ("epochs", True, "a whole number, 1 or more"),
+        ("dtype", "float16", "float32 or float64"),
+        ("seed", -1, "a whole number, 0 or more"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_is_allowed(option, value, allowed):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{option} must be {allowed}; got {value!r}')}$"):
+        Recipe(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 0.9}, "momentum is an option of optimizer sgd; adam has its own: leave it at 0"),
+        ({"nesterov": True, "optimizer": "sgd"}, "nesterov needs momentum above 0"),
+    ],
+)
+def test_options_that_contradict_each_other(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"learning_rate = 0.1", "unknown option 'learning_rate'; the options are data, validation, layers, "),
+        (b"lr = 'fast'", "lr must be a number above 0; got 'fast'"),
+        (b"lr == 1", "not a TOML file: "),
+        (b"lr = \xff", "'utf-8' codec can't decode"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, content, message):
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {message}')}.*$"):
+        Recipe.read(path)

@@ -1,0 +1,309 @@
+"""The folder of a run: whole at every moment, and enough to go on bit for bit."""
+
+import csv
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small import RECIPE, dataset, save_npz, without_times
+
+from tinygrad_mnist import serialize
+from tinygrad_mnist.inference import load_model
+from tinygrad_mnist.recipe import Recipe
+from tinygrad_mnist.runs import CHECKPOINT, CONFIG, MODEL, REPORT, Run
+from tinygrad_mnist.train import Monitor, train
+
+RESULTS = {
+    CONFIG, CHECKPOINT, "metrics.csv", "metrics.jsonl", MODEL, REPORT, "curves.png", "confusion.png", "mistakes.png"
+}  # fmt: skip
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes most of the time of a small run."""
+    for name in ("curves", "confusion", "mistakes"):
+        monkeypatch.setattr(f"tinygrad_mnist.plots.{name}", lambda *args: b"")
+
+
+def assert_same_results(one, two):
+    """The weights bit by bit, by the file, and the histories but for their times."""
+    assert (one / MODEL).read_bytes() == (two / MODEL).read_bytes()
+    assert (one / REPORT).read_bytes() == (two / REPORT).read_bytes()
+    states = [Run.open(path).load_checkpoint() for path in (one, two)]
+    assert without_times(states[0][1]) == without_times(states[1][1])
+    for name, array in states[0][0].items():
+        assert array.tobytes() == states[1][0][name].tobytes(), name
+
+
+# ---- making the folder --------------------------------------------------------------------------------------------
+
+
+def test_a_new_folder_holds_the_config_that_reproduces_the_run(tmp_path):
+    run = Run.create(RECIPE, tmp_path / "deep" / "down")
+    assert names(run.path) == {CONFIG}
+    assert Run.open(run.path).recipe == RECIPE
+
+
+def test_the_default_name_is_date_and_time_and_never_one_that_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20240229-123456")
+    paths = [Run.create(RECIPE).path.as_posix() for _ in range(3)]
+    assert paths == ["runs/20240229-123456", "runs/20240229-123456-2", "runs/20240229-123456-3"]
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert names(Run.create(RECIPE, tmp_path / "run").path) == {CONFIG}
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: (path / "sub").mkdir(parents=True)])
+def test_what_exists_is_not_touched(tmp_path, make):
+    make(tmp_path / "run")
+    with pytest.raises(FileExistsError, match=r"run exists: choose another folder, or go on with .* by --resume"):
+        Run.create(RECIPE, tmp_path / "run")
+
+
+def test_too_little_space_is_one_error_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2 << 20))
+    with pytest.raises(OSError, match="run: the run needs about 6 MB, and 2 MB are free"):
+        Run.create(Recipe(), tmp_path / "run")
+    assert not names(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"(Not a directory|File exists): '.*file'"):
+        Run.create(RECIPE, tmp_path / "file" / "run")
+
+
+def test_a_disk_that_fills_while_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", disk_full_after(0))
+    with pytest.raises(OSError, match="No space left on device: '.*config.toml'"):
+        Run.create(RECIPE, tmp_path / "run")
+    assert not names(tmp_path)
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is no run folder: it has no config.toml"):
+        Run.open(tmp_path)
+
+
+# ---- what a run leaves --------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_results(tmp_path):
+    run = Run.create(RECIPE, tmp_path / "run")
+    training = train(RECIPE, dataset(), run=run)
+    assert names(run.path) == RESULTS
+    with (run.path / "metrics.csv").open(newline="") as file:
+        table = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert table == lines == training.history
+    model, preprocess = load_model(run.path)
+    assert np.array_equal(model.flat, training.model.flat)
+    assert preprocess == training.preprocess
+    assert json.loads(serialize.metadata(run.path / MODEL)["versions"])["numpy"] == np.__version__
+    report = json.loads((run.path / REPORT).read_text())
+    assert report["accuracy"] == training.history[-1]["test_accuracy"]
+    assert report["epochs"] == RECIPE.epochs
+
+
+def test_the_same_recipe_makes_the_same_files(tmp_path, no_pictures):
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        train(RECIPE, dataset(), run=Run.create(RECIPE, path))
+    assert_same_results(*paths)
+
+
+# ---- going on -----------------------------------------------------------------------------------------------------
+
+
+class StopAfter(Monitor):
+    """Raises an exception when this many steps are done."""
+
+    def __init__(self, steps, exception):
+        self.steps, self.exception = steps, exception
+
+    def batch(self, images, loss, accuracy):
+        self.steps -= 1
+        if self.steps == 0:
+            raise self.exception
+
+
+@pytest.fixture
+def whole(tmp_path, no_pictures):
+    """A run that nothing interrupted."""
+    train(RECIPE, dataset(), run=Run.create(RECIPE, tmp_path / "whole"))
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize("steps", [1, 7, 8, 20, 28])  # an epoch has 7
+def test_a_resumed_run_ends_bit_identical(tmp_path, whole, steps):
+    run = Run.create(RECIPE, tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        train(RECIPE, dataset(), run=run, monitor=StopAfter(steps, ZeroDivisionError()))
+    assert names(run.path) == {CONFIG} | ({CHECKPOINT, "metrics.csv", "metrics.jsonl"} if steps > 7 else set())
+    train(RECIPE, dataset(), run=Run.open(run.path))
+    assert_same_results(run.path, whole)
+
+
+def test_a_finished_run_gets_its_results_again(whole):
+    before = (whole / MODEL).read_bytes()
+    for name in (MODEL, REPORT, "curves.png", "metrics.csv"):
+        (whole / name).unlink()
+    train(RECIPE, dataset(), run=Run.open(whole))
+    assert (whole / MODEL).read_bytes() == before
+    assert names(whole) == RESULTS
+
+
+def test_metrics_that_lag_behind_the_checkpoint_are_written_anew(whole):
+    complete = (whole / "metrics.csv").read_text()
+    (whole / "metrics.csv").write_text(complete.splitlines()[0])
+    train(RECIPE, dataset(), run=Run.open(whole))
+    assert (whole / "metrics.csv").read_text() == complete
+
+
+def test_a_config_that_was_changed_since_the_checkpoint_is_refused(whole):
+    (whole / CONFIG).write_text(replace(RECIPE, lr=0.5).to_toml())
+    run = Run.open(whole)
+    with pytest.raises(ValueError, match=r"config.toml was changed since checkpoint.safetensors was"):
+        train(run.recipe, dataset(), run=run)
+
+
+def test_ctrl_c_saves_the_results_of_the_whole_epochs_and_goes_on_its_way(tmp_path, no_pictures):
+    run = Run.create(RECIPE, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, dataset(), run=run, monitor=StopAfter(17, KeyboardInterrupt()))
+    assert json.loads((run.path / REPORT).read_text())["epochs"] == 2
+    state, history = run.load_checkpoint()
+    assert len(history) == 2
+    assert np.array_equal(load_model(run.path)[0].state_dict()["layers.0.weight"], state["model.layers.0.weight"])
+
+
+def test_ctrl_c_in_the_first_epoch_leaves_a_run_that_can_start_again(tmp_path, whole):
+    run = Run.create(RECIPE, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, dataset(), run=run, monitor=StopAfter(3, KeyboardInterrupt()))
+    assert names(run.path) == {CONFIG}
+    train(RECIPE, dataset(), run=run)
+    assert_same_results(run.path, whole)
+
+
+# ---- a full disk --------------------------------------------------------------------------------------------------
+
+
+def disk_full_after(files):
+    """In place of os.fsync: the disk takes this many files, and then no more."""
+    left = iter(range(files))
+
+    def fsync(descriptor):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return fsync
+
+
+@pytest.mark.parametrize("files", range(17))  # an epoch writes three, and the end of this run five
+def test_a_disk_that_fills_is_one_error_and_the_checkpoint_before_it_stays(tmp_path, whole, files):
+    run = Run.create(RECIPE, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", disk_full_after(files))
+        with pytest.raises(OSError, match=f"No space left on device: '{run.path}/"):
+            train(RECIPE, dataset(), run=run)
+    assert names(run.path) <= RESULTS  # no half file
+    checkpoint = run.load_checkpoint()
+    assert (len(checkpoint[1]) if checkpoint else 0) == min(RECIPE.epochs, -(-files // 3))
+    train(RECIPE, dataset(), run=Run.open(run.path))
+    assert_same_results(run.path, whole)
+
+
+# ---- killed -------------------------------------------------------------------------------------------------------
+
+KILLED = replace(RECIPE, epochs=40)
+
+
+@pytest.fixture(scope="module")
+def killed_reference(tmp_path_factory):
+    """(the folder of the uninterrupted run, its recipe, seconds from the folder's appearance to the process's end)"""
+    folder = tmp_path_factory.mktemp("killed")
+    recipe = replace(KILLED, data=str(save_npz(folder / "data.npz")))
+    with start(recipe, folder) as process:
+        begin = time.perf_counter()
+        process.communicate()
+    assert process.returncode == 0
+    return folder / "run", recipe, time.perf_counter() - begin
+
+
+def command(*arguments):
+    """A process of `train`. One thread of BLAS: two that share a busy machine wait for each other."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tinygrad_mnist", "train", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
+def start(recipe, folder):
+    """A run in `folder / "run"`; returns when that is there."""
+    (folder / "recipe.toml").write_text(recipe.to_toml())
+    process = command("--config", folder / "recipe.toml", "--out", folder / "run")
+    while not (folder / "run").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    return process
+
+
+def assert_resumes(path, reference):
+    with command("--resume", path) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert_same_results(path, reference)
+    assert names(path) == RESULTS
+
+
+def check_kill(tmp_path, killed_reference, moment):
+    reference, recipe, seconds = killed_reference
+    with start(recipe, tmp_path) as process:
+        time.sleep(moment * seconds)
+        process.kill()
+    assert_resumes(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.3, 0.8])
+def test_a_killed_run_resumes(tmp_path, killed_reference, moment):
+    check_kill(tmp_path, killed_reference, moment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_killed_at_a_random_moment_resumes(tmp_path, killed_reference, seed):
+    check_kill(tmp_path, killed_reference, random.Random(seed).random())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
+def test_ctrl_c_at_the_terminal(tmp_path, killed_reference):
+    reference, recipe, _ = killed_reference
+    with start(recipe, tmp_path) as process:
+        while not process.stderr.readline().startswith("epoch 3/40"):
+            pass
+        process.send_signal(signal.SIGINT)
+        *_, last = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert last == f"stopped; to go on: tinygrad-mnist train --resume {tmp_path / 'run'}"
+    assert 3 <= json.loads((tmp_path / "run" / REPORT).read_text())["epochs"] < KILLED.epochs
+    assert_resumes(tmp_path / "run", reference)
