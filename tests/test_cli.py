@@ -15,6 +15,7 @@ from PIL import Image
 from small import dataset, save_npz
 
 from tinygrad_mnist import cli, nn, progress
+from tinygrad_mnist import train as training_module
 from tinygrad_mnist.data import Preprocess
 from tinygrad_mnist.inference import save_model
 from tinygrad_mnist.recipe import Recipe
@@ -334,3 +335,142 @@ def test_python_m_and_the_exit_code_of_a_process(tmp_path):
 def test_recipes_of_python_and_of_the_command_line_are_one(train, tmp_path, npz):
     train("--out", tmp_path / "run")
     assert Run.open(tmp_path / "run").recipe == Recipe(data=str(npz), layers=(784, 16, 10), epochs=2)
+
+
+# ---- streams ------------------------------------------------------------------------------------------------------
+
+SHELL = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+
+
+def shell(line, **variables):
+    """Runs a line of sh in which $TM is the command: (exit code, stdout, stderr)."""
+    environment = {**os.environ, "TM": f"{sys.executable} -m tinygrad_mnist", **variables}
+    answer = subprocess.run(["sh", "-c", line], capture_output=True, env=environment, check=False)
+    return answer.returncode, answer.stdout.decode(), answer.stderr.decode()
+
+
+@SHELL
+@pytest.mark.parametrize("streams", ["2>&1 >/dev/null | true", "2>/dev/full", "2>&-"])
+def test_a_stderr_that_cannot_be_written_does_not_stop_a_training(npz, tmp_path, streams):
+    command = f"$TM train --data {npz} --layers 784,10 --epochs 2 --out {tmp_path}/run"
+    assert shell(f"({command}; echo $? >{tmp_path}/code) {streams}")[2] == ""
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert (tmp_path / "run" / MODEL).exists()
+
+
+@SHELL
+def test_an_error_that_cannot_be_written_keeps_its_exit_code(model):
+    assert shell("$TM evaluate nowhere 2>&-") == (2, "", "")
+    assert shell("$TM evaluate nowhere 2>/dev/full") == (2, "", "")
+
+
+@SHELL
+@pytest.mark.parametrize("command", ["info", "predict {model} {npz}", "train --help"])
+def test_a_stdout_that_nobody_reads_is_exit_code_141_without_a_word(model, npz, tmp_path, command):
+    line = f"($TM {command}; echo $? >{tmp_path}/code) | true".format(model=model, npz=npz)
+    assert shell(line) == (0, "", "")
+    assert (tmp_path / "code").read_text() == "141\n"
+
+
+@SHELL
+def test_a_full_disk_under_stdout_is_one_line():
+    assert shell("$TM info >/dev/full") == (2, "", "tinygrad-mnist: [Errno 28] No space left on device\n")
+
+
+@SHELL
+def test_a_path_that_the_terminal_cannot_show(npz, tmp_path):
+    out = tmp_path / "r\u00e9seau"
+    line = f"$TM train --data {npz} --layers 784,10 --epochs 1 --out {out}"
+    code, text, _ = shell(line, PYTHONIOENCODING="ascii")
+    assert code == 0
+    assert text.endswith("r\\xe9seau\n")
+
+
+def test_a_bar_survives_a_terminal_that_is_gone(train, tmp_path, monkeypatch):
+    class Gone:
+        encoding = "utf-8"
+
+        def isatty(self):
+            return True
+
+        def write(self, text=""):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return 2
+
+        flush = write
+
+    monkeypatch.setattr(progress, "REFRESH", 0)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert train("--out", tmp_path / "run")[0] == 0
+    assert (tmp_path / "run" / MODEL).exists()
+
+
+@pytest.mark.parametrize("command", ["info", "predict"])
+def test_ctrl_c_is_exit_code_130_without_a_traceback(run, model, npz, monkeypatch, command):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "predict", interrupt)
+    monkeypatch.setattr(cli, "versions", interrupt)
+    assert run(command, *([model, npz] if command == "predict" else [])) == (130, "", "")
+
+
+def test_ctrl_c_while_importing_is_exit_code_130_without_a_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    answer = subprocess.run(
+        [sys.executable, "-m", "tinygrad_mnist", "info"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+        check=False,
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, b"", b"")
+
+
+# ---- numbers that are not finite, and other halves ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["evaluate {model} --data {npz}", "predict {model} {npz}"])
+def test_a_model_that_diverged_is_one_error(run, npz, tmp_path, command):
+    network = nn.MLP((784, 10), rng=0)
+    network.flat[:] = np.inf
+    save_model(tmp_path / "m.safetensors", network, Preprocess())
+    arguments = command.format(model=tmp_path / "m.safetensors", npz=npz).split()
+    assert run(*arguments) == (1, "", "tinygrad-mnist: the output of the model became inf or nan\n")
+
+
+def test_a_divergence_prints_the_results_that_are_saved(train, tmp_path, monkeypatch):
+    evaluate, calls = training_module.evaluate, []
+
+    def second_is_bad(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise FloatingPointError("the output of the model became inf or nan")
+        return evaluate(*args)
+
+    monkeypatch.setattr(training_module, "evaluate", second_is_bad)
+    code, out, err = train("--out", tmp_path / "run")
+    assert code == 1
+    assert err.splitlines()[-1] == (
+        "tinygrad-mnist: the output of the model became inf or nan in epoch 2: lower lr, or set clip; "
+        "the results of epoch 1 are saved"
+    )
+    assert out.splitlines()[-1] == f"Model, metrics and pictures: {tmp_path / 'run'}"
+
+
+def test_predict_prints_what_it_found_before_an_error(run, model, tmp_path):
+    Image.fromarray(dataset()[2][0]).save(tmp_path / "good.png")
+    Image.new("L", (28, 28)).save(tmp_path / "blank.png")
+    code, out, err = run("predict", model, tmp_path / "good.png", tmp_path / "blank.png")
+    assert code == 2
+    assert out.startswith(f"{tmp_path / 'good.png'}: ")
+    assert err.startswith(f"tinygrad-mnist: {tmp_path / 'blank.png'}")
+    code, out, _ = run("predict", model, tmp_path / "good.png", tmp_path / "blank.png", "--json")
+    assert (code, len(json.loads(out)["predictions"])) == (2, 1)
+
+
+def test_the_hint_how_to_go_on_is_quoted_for_the_shell(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinygrad_mnist.plots.curves", full_disk)
+    _, _, err = train("--out", tmp_path / "my run")
+    assert err.endswith(f"train --resume '{tmp_path / 'my run'}'\n")

@@ -1081,3 +1081,16 @@ def test_the_second_derivative_of_a_power_is_symmetric_at_exponent_zero():
     by_b_then_a = grad(lambda a: grad(f, 1)(a, Tensor(b)))(a)
     assert by_a_then_b == by_b_then_a == 0.5
     assert grad(f, (0, 1))(np.array(0.0), np.array(0.0)) == (0.0, 0.0)
+
+
+def test_the_refusal_to_become_an_array_names_what_one_wrote():
+    with pytest.raises(TypeError, match=r"for x.dot\(w\) write x @ w, for a list of Tensors np.stack"):
+        np.ones((2, 2)).dot(leaf(np.ones((2, 2))))
+
+
+def test_a_copy_is_recorded_and_shares_nothing():
+    t = leaf([1.0, 2.0])
+    y = t.copy()
+    assert not np.shares_memory(y.data, t.data)
+    np.sum(y * t.cumsum()).backward()
+    assert t.grad.tolist() == [1 + 1 + 2, 3 + 2]

@@ -592,6 +592,18 @@ class TestPreprocess:
                 "preprocess: scale must not be 0, std must be positive; got 1.0 and 0.0",
             ),
             (Preprocess().to_dict() | {"flatten": 1}, "preprocess: flatten must be true or false, got 1"),
+            (
+                Preprocess().to_dict() | {"flatten": [[[[[[[[1]]]]]]]]},
+                "preprocess: flatten must be true or false, got [[[[[[[...]]]]]]]",
+            ),
+            (
+                Preprocess().to_dict() | {"scale": 10**400},
+                f"preprocess: scale must be a finite number, got 1{'0' * 17}...{'0' * 19}",
+            ),
+            (Preprocess().to_dict() | {"mean": True}, "preprocess: mean must be a finite number, got True"),
+            (5, "preprocess: expected a record of scale, mean, std, flatten, got 5"),
+            (None, "preprocess: expected a record of scale, mean, std, flatten, got None"),
+            ([], "preprocess: expected a record of scale, mean, std, flatten, got []"),
         ],
     )
     def test_a_record_that_is_wrong(self, record, message):

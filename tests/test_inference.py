@@ -1,6 +1,7 @@
 """A model in use: predictions, their evaluation, model files."""
 
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from small import RECIPE, dataset
 
 from tinygrad_mnist import data, nn, save
 from tinygrad_mnist.inference import Evaluation, evaluate, load_model, predict, save_model
+from tinygrad_mnist.runs import Run
 from tinygrad_mnist.train import Training, train
 
 
@@ -80,9 +82,45 @@ def test_a_model_file_without_preprocessing_is_refused(tmp_path):
         load_model(tmp_path / "m.safetensors")
 
 
+def test_a_file_that_holds_arrays_is_no_model(tmp_path):
+    notes = {"preprocess": json.dumps(data.Preprocess().to_dict())}
+    save(tmp_path / "m.safetensors", {"a": np.ones(2)}, metadata=notes)
+    with pytest.raises(ValueError, match=r"m\.safetensors: holds arrays, not a model"):
+        load_model(tmp_path / "m.safetensors")
+
+
 def test_images_or_labels_that_do_not_fit_the_model():
     model, preprocess = nn.MLP((784, 5), rng=0), data.Preprocess()
     with pytest.raises(ValueError, match="the model takes images of 784 pixels, not of 14 x 28"):
         predict(model, preprocess, dataset()[2][:, ::2])
     with pytest.raises(ValueError, match="the model knows the classes 0 to 4, not the label 9"):
         evaluate(model, preprocess, *dataset()[2:])
+
+
+def test_an_output_that_is_not_finite_is_an_error():
+    model = nn.MLP((784, 10), rng=0)
+    model.flat[:] = np.nan
+    for act in (lambda: predict(model, data.Preprocess(), dataset()[2]),
+                lambda: evaluate(model, data.Preprocess(), *dataset()[2:])):  # fmt: skip
+        with pytest.raises(FloatingPointError, match=r"^the output of the model became inf or nan$"):
+            act()
+
+
+def test_large_finite_logits_have_a_finite_report():
+    logits = np.tile(np.array([3e38, -3e38], np.float32), (20, 1))
+    evaluation = Evaluation(np.ones(20, np.uint8), logits)
+    assert np.isfinite(evaluation.report()["cross_entropy"])
+    assert evaluation.probabilities[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "3", "null", '{"scale": "x"}', '{"scal": 1}', "[" * 100_000])
+def test_a_damaged_record_of_the_preprocessing_is_one_error_that_names_the_file(tmp_path, text):
+    save(tmp_path / "m.safetensors", nn.MLP((784, 10), rng=0), metadata={"preprocess": text})
+    with pytest.raises(ValueError, match=r"m\.safetensors: its record of the preprocessing is damaged: "):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_a_run_without_a_model_is_unfinished(tmp_path):
+    run = Run.create(RECIPE, tmp_path / "my run")
+    with pytest.raises(FileNotFoundError, match=r"the run is unfinished: tinygrad-mnist train --resume '.*my run'$"):
+        load_model(run.path)

@@ -35,6 +35,16 @@ def test_curves_show_the_parts_that_there_are():
     assert contains(pixels(plots.curves(split)), plots.COLOURS["validation"])
 
 
+def test_the_legend_of_accuracies_says_percent(monkeypatch):
+    from matplotlib.axes import Axes
+
+    labels = []
+    draw = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda *args, **kw: labels.append(kw["label"]) or draw(*args, **kw))
+    plots.curves(HISTORY)
+    assert labels[1::2] == ["test (0.3 in the end)", "test (73.33% in the end)"]
+
+
 def test_curves_of_one_epoch_are_points():
     assert contains(pixels(plots.curves(HISTORY[:1])), plots.COLOURS["test"])
 
@@ -63,8 +73,19 @@ def test_mistakes(wrong, side):
     probabilities[:wrong] = [0.2, 0.8]
     picture = pixels(plots.mistakes(images, labels, probabilities))
     assert picture.shape == (600, 960, 3)
-    ink = (picture[60:] < 200).mean()
-    assert (ink == 0) if wrong == 0 else (ink > 0)
+    assert (picture[60:] < 200).mean() > 0  # without mistakes, a line that says so
+
+
+def test_captions_of_mistakes_between_classes_of_two_digits_do_not_overlap(monkeypatch):
+    from matplotlib.axes import Axes
+
+    texts = []
+    draw = Axes.text
+    monkeypatch.setattr(Axes, "text", lambda *args, **kwargs: texts.append(draw(*args, **kwargs)) or texts[-1])
+    plots.mistakes(np.zeros((28, 28, 28), np.uint8), np.full(28, 35, np.uint8), np.eye(47)[np.full(28, 46)])
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == 28
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
 
 
 def test_mistakes_are_ordered_by_probability_and_drawn_as_ink_on_paper():

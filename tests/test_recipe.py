@@ -62,6 +62,23 @@ def test_a_file_is_read(tmp_path):
     assert Recipe.read(path) == Recipe(seed=5)
 
 
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(Recipe(seed=5).to_toml(), encoding="utf-8-sig")
+    assert Recipe.read(path) == Recipe(seed=5)
+
+
+def test_the_folder_of_a_run_stands_for_its_config(tmp_path):
+    (tmp_path / "config.toml").write_text("seed = 5")
+    assert Recipe.read(tmp_path) == Recipe(seed=5)
+    with pytest.raises(FileNotFoundError, match="config.toml"):
+        Recipe.read(tmp_path.parent)
+
+
+def test_the_largest_normal_weights_that_fit():
+    assert Recipe(init="normal(1e300)", dtype="float64").init == "normal(1e300)"
+
+
 SIZES = "two or more whole numbers from 1, such as 784,128,64,10"
 
 
@@ -70,6 +87,7 @@ SIZES = "two or more whole numbers from 1, such as 784,128,64,10"
     [
         ("data", "", "'mnist' or a path"),
         ("data", 3, "'mnist' or a path"),
+        ("data", "a\0b", "'mnist' or a path"),
         ("validation", 1.0, "a number from 0 to below 1"),
         ("validation", -0.1, "a number from 0 to below 1"),
         ("layers", (784,), SIZES),
@@ -113,6 +131,9 @@ def test_a_wrong_value_is_named_with_what_is_allowed(option, value, allowed):
     [
         ({"momentum": 0.9}, "momentum is an option of optimizer sgd; adam has its own: leave it at 0"),
         ({"nesterov": True, "optimizer": "sgd"}, "nesterov needs momentum above 0"),
+        ({"init": "normal(1e300)"}, r"init normal\(1e300\) draws weights that are too large for float32"),
+        ({"init": "normal(1e999)", "dtype": "float64"}, r"normal\(1e999\) draws .* too large for float64"),
+        ({"data": "caf\udce9"}, r"^data must be a path in UTF-8, as config.toml is; got 'caf\\udce9'$"),
     ],
 )
 def test_options_that_contradict_each_other(options, message):
@@ -126,6 +147,8 @@ def test_options_that_contradict_each_other(options, message):
         (b"learning_rate = 0.1", "unknown option 'learning_rate'; the options are data, validation, layers, "),
         (b"lr = 'fast'", "lr must be a number above 0; got 'fast'"),
         (b"lr == 1", "not a TOML file: "),
+        (b"a\0 = 1", "not a TOML file: "),
+        (b"a = " + b"[" * 10**4, "not a TOML file of options: it is nested too deeply"),
         (b"lr = \xff", "'utf-8' codec can't decode"),
     ],
 )

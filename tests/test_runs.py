@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from small import RECIPE, dataset, save_npz, without_times
 from tinygrad_mnist import serialize
 from tinygrad_mnist.inference import load_model
 from tinygrad_mnist.recipe import Recipe
-from tinygrad_mnist.runs import CHECKPOINT, CONFIG, MODEL, REPORT, Run
+from tinygrad_mnist.runs import CHECKPOINT, CONFIG, MODEL, REPORT, Run, fingerprint
 from tinygrad_mnist.train import Monitor, train
 
 RESULTS = {
@@ -64,9 +65,52 @@ def test_the_default_name_is_date_and_time_and_never_one_that_is_taken(tmp_path,
     assert paths == ["runs/20240229-123456", "runs/20240229-123456-2", "runs/20240229-123456-3"]
 
 
-def test_an_empty_folder_is_taken(tmp_path):
+def test_runs_that_start_in_the_same_second_have_different_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20240229-123456")
+    rename, paths = Path.rename, []
+
+    def slow(draft, target):
+        monkeypatch.setattr(Path, "rename", rename)
+        paths.append(Run.create(RECIPE).path)
+        return rename(draft, target)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    paths.append(Run.create(RECIPE).path)
+    assert [path.name for path in paths] == ["20240229-123456", "20240229-123456-2"]
+    assert names(tmp_path / "runs") == {path.name for path in paths}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+@pytest.mark.parametrize("where", ["run", ".", "link"])
+def test_an_empty_folder_is_taken(tmp_path, monkeypatch, where):
     (tmp_path / "run").mkdir()
-    assert names(Run.create(RECIPE, tmp_path / "run").path) == {CONFIG}
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path / "run" if where == "." else tmp_path)
+    Run.create(RECIPE, where)
+    assert names(tmp_path / "run") == {CONFIG}
+    assert names(tmp_path) == {"run", "link"}
+    assert os.path.samefile(os.curdir if where == "." else where, tmp_path / "run")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks")
+def test_one_process_at_a_time_has_a_run(tmp_path):
+    path = tmp_path / "run"
+    holder = "import sys; from tinygrad_mnist.runs import Run; run = Run.open(sys.argv[1]); print('open', flush=True)"
+    run = Run.create(RECIPE, path)  # within one process, several may
+    assert Run.open(path).recipe == run.recipe
+    arguments = [sys.executable, "-c", f"{holder}; input()", path]
+    denied = subprocess.run(arguments, capture_output=True, text=True)
+    assert denied.stderr.endswith(f"BlockingIOError: {path}: another process is at work on this run\n")
+    del run
+    (path / ".0123456789abcdef.part").write_text("half a fi")  # of a process that was killed
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"open\n"
+        assert names(path) == {CONFIG}
+        with pytest.raises(BlockingIOError, match=f"^{path}: another process is at work on this run$"):
+            Run.open(path)
+        process.kill()
+    Run.open(path)
 
 
 @pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: (path / "sub").mkdir(parents=True)])
@@ -78,15 +122,17 @@ def test_what_exists_is_not_touched(tmp_path, make):
 
 def test_too_little_space_is_one_error_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 2 << 20))
-    with pytest.raises(OSError, match="run: the run needs about 6 MB, and 2 MB are free"):
+    with pytest.raises(OSError, match="run: the run needs about 7 MB, and 2 MB are free"):
         Run.create(Recipe(), tmp_path / "run")
     assert not names(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"(Not a directory|File exists): '.*file'"):
-        Run.create(RECIPE, tmp_path / "file" / "run")
+    with pytest.raises(NotADirectoryError, match=r"file/deep/run cannot be made: .*/file is not a folder$"):
+        Run.create(RECIPE, tmp_path / "file" / "deep" / "run")
+    with pytest.raises(ValueError, match="^the folder of a run needs a name, not ''$"):
+        Run.create(RECIPE, "")
 
 
 def test_a_disk_that_fills_while_the_folder_is_made_leaves_nothing(tmp_path, monkeypatch):
@@ -181,6 +227,77 @@ def test_a_config_that_was_changed_since_the_checkpoint_is_refused(whole):
     run = Run.open(whole)
     with pytest.raises(ValueError, match=r"config.toml was changed since checkpoint.safetensors was"):
         train(run.recipe, dataset(), run=run)
+
+
+def test_data_that_was_changed_since_the_checkpoint_is_refused(whole):
+    run = Run.open(whole)
+    state, history = run.load_checkpoint()
+    run.save_checkpoint(state, history, fingerprint(dataset()))
+    assert run.load_checkpoint(fingerprint(dataset()))[1] == history
+    changed = [array.copy() for array in dataset()]
+    changed[1][7] ^= 1
+    with pytest.raises(ValueError, match=r"^mnist was changed since .*safetensors was written, so the run"):
+        run.load_checkpoint(fingerprint(changed))
+
+
+def with_arrays(**changes):
+    return lambda state, notes: ({**state, **{name.replace("__", "."): a for name, a in changes.items()}}, notes)
+
+
+def with_history(change):
+    def damage(state, notes):
+        history = change(json.loads(notes["history"]))
+        return state, {**notes, "history": history if isinstance(history, str) else json.dumps(history)}
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state, notes: (state, {}), "not a checkpoint: it has no recipe"),
+        (lambda state, notes: (state, {"recipe": notes["recipe"]}), "not a checkpoint: it has no history"),
+        (lambda state, notes: (state, {**notes, "recipe": "a=" + "[" * 10**4}), ".*nested too deeply"),
+        (with_history(lambda rows: "[" * 10**5), "maximum recursion depth"),
+        (with_history(lambda rows: []), "its history is no list of 1 to 4 epochs"),
+        (with_history(lambda rows: 5), "its history is no list of 1 to 4 epochs"),
+        (with_history(lambda rows: None), "its history is no list of 1 to 4 epochs"),
+        (with_history(lambda rows: {}), "its history is no list of 1 to 4 epochs"),
+        (with_history(lambda rows: [*rows, rows[0]]), "its history is no list of 1 to 4 epochs"),
+        (with_history(lambda rows: [1, 2]), "row 1 of its history is no record of epoch 1"),
+        (with_history(lambda rows: rows[1:]), "row 1 of its history is no record of epoch 1"),
+        (with_history(lambda rows: [rows[0], {"epoch": 2}]), "row 2 of its history is no record of epoch 2"),
+        (with_history(lambda rows: [{**rows[0], "lr": "x"}]), "row 1 of its history holds what is no finite number"),
+        (
+            with_history(lambda rows: [{**rows[0], "lr": 10**400}]),
+            "row 1 of its history holds what is no finite number",
+        ),
+        (with_history(lambda rows: [{"epoch": 1}]), "row 1 of its history has no lr"),
+        (with_arrays(optimizer__steps=np.ones(2, int)), r"optimizer.steps is int64 \(2,\), not int64 \(\)"),
+        (with_arrays(optimizer__steps=np.array(-1)), "optimizer.steps is -1"),
+        (with_arrays(optimizer__lr=np.array(-1.0)), "optimizer.lr is -1.0"),
+        (with_arrays(optimizer__lr=np.array(np.nan)), "optimizer.lr is nan"),
+        (with_arrays(optimizer__lr=np.array(1, "complex64")), r"optimizer.lr is complex64 \(\), not float64 \(\)"),
+        (with_arrays(model__layers__0__bias=np.ones(16, "int8")), r"model.layers.0.bias is int8 \(16,\), not float32"),
+        (with_arrays(optimizer__m=np.ones(3, "float32")), r"optimizer.m is float32 \(3,\), not float32 \(12730,\)"),
+        (with_arrays(more=np.ones(3)), "it holds 'more', which is no part of this run"),
+        (lambda state, notes: ({}, notes), "model.layers.0.weight is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(whole, damage, message):
+    path = whole / CHECKPOINT
+    state, notes = damage(serialize.load(path), serialize.metadata(path))
+    serialize.save(path, state, metadata=notes)
+    with pytest.raises(ValueError, match=f"^{path}: (a damaged checkpoint: )?{message}"):
+        Run.open(whole).load_checkpoint()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+def test_a_checkpoint_that_is_a_dangling_link_is_no_new_beginning(whole):
+    (whole / CHECKPOINT).unlink()
+    (whole / CHECKPOINT).symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="a link to what does not exist"):
+        Run.open(whole).load_checkpoint()
 
 
 def test_ctrl_c_saves_the_results_of_the_whole_epochs_and_goes_on_its_way(tmp_path, no_pictures):

@@ -164,9 +164,23 @@ def test_a_write_that_never_happens_leaves_nothing(tmp_path):
 
 
 def test_what_an_interrupted_write_left_behind_is_no_trouble(tmp_path):
-    (tmp_path / "a.part").write_bytes(b"half a fi")
+    (tmp_path / ".0123456789abcdef.part").write_bytes(b"half a fi")
     save(tmp_path / "a", {"a": np.ones(1)})
     assert load(tmp_path / "a")["a"] == 1
+
+
+def test_two_writers_of_one_file_do_not_share_what_they_write(tmp_path, monkeypatch):
+    fsync, found = os.fsync, []
+
+    def second_writer(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        found.extend(path.name for path in tmp_path.iterdir())
+        serialize.write(tmp_path / "a", b"second")
+
+    monkeypatch.setattr(os, "fsync", second_writer)
+    serialize.write(tmp_path / "a", b"first")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert len(found) == 1
     only_files(tmp_path, "a")
 
 
@@ -216,12 +230,63 @@ def test_not_a_safetensors_file(tmp_path, damage):
         load(path)
 
 
-@pytest.mark.parametrize("what", ["missing", "folder"])
+MISSING = {
+    "missing": "no such model file",
+    "folder": "a folder, not a model file",
+    "pipe": "a device or pipe, not a model file",
+    "link": "a link to what does not exist",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes, no links")
+@pytest.mark.parametrize("what", MISSING)
 def test_missing_file(tmp_path, what):
-    path: Path = tmp_path if what == "folder" else tmp_path / "m.safetensors"
+    path = tmp_path / "m.safetensors"
+    make = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("nowhere")}
+    make.get(what, lambda: None)()
     for reader in load, serialize.metadata:
-        with pytest.raises(FileNotFoundError, match=f"^{re.escape(str(path))}: no such model file$"):
+        with pytest.raises(OSError, match=f"^{re.escape(f'{path}: {MISSING[what]}')}$"):
             reader(path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save(path, {})
+
+    def refuse(self, *_args, **_options):  # chmod does not stop the superuser
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=re.escape(str(path))):
+        load(path)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2"])
+def test_arrays_of_a_dtype_that_numpy_does_not_have(tmp_path, dtype):
+    path, size = tmp_path / "m.safetensors", 2 if dtype == "BF16" else 1
+    header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, 8 * size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8 * size))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: holds arrays that NumPy cannot: "):
+        load(path)
+
+
+def test_a_model_file_with_other_arrays_than_the_model_is_one_short_line(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "m.safetensors"
+    model = nn.MLP((3, 2), rng=0)
+    note = {"mlp": json.dumps(model.config())}
+    state = model.state_dict()
+    save_file(state | {f"more {i}": np.zeros(1, "float32") for i in range(1000)}, path, metadata=note)
+    with pytest.raises(ValueError, match="unexpected .* and 994 more$"):
+        load(path)
+    save_file(state | {"layers.0.bias": np.zeros(2, "complex64")}, path, metadata=note)
+    with pytest.raises(ValueError, match=r"its weights differ in dtype: layers.0.bias is complex64$"):
+        load(path)
+    save_file(state, path, metadata={"mlp": json.dumps({**model.config(), "activation": ["x"] * 10**5})})
+    with pytest.raises(ValueError, match="activation must be one of") as caught:
+        load(path)
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(
@@ -231,6 +296,8 @@ def test_missing_file(tmp_path, what):
         ("[1, 2]", r"its configuration is no dict of arguments of MLP: \[1, 2\]"),
         ("{}", "sizes"),
         ('{"sizes": 3}', "not iterable"),
+        ("[" * 10**5, "maximum recursion depth"),
+        (json.dumps({"sizes": [3, 2], "dropout": 10**400}), "dropout must be"),
         (json.dumps({"sizes": [3, 2], "attention": True}), "attention"),
         (json.dumps({"sizes": [3]}), "sizes must name"),
         (json.dumps({"sizes": [3, 4]}), r"layers.0.weight is float32 \(3, 4\), but it is float32 \(3, 2\)$"),

@@ -8,9 +8,9 @@ import pytest
 from small import RECIPE, dataset, without_times
 
 from tinygrad_mnist import Tensor, nn
-from tinygrad_mnist.inference import evaluate
+from tinygrad_mnist.inference import evaluate, load_model
 from tinygrad_mnist.recipe import Recipe
-from tinygrad_mnist.runs import Run
+from tinygrad_mnist.runs import REPORT, Run
 from tinygrad_mnist.train import Monitor, Stream, Training, check_data, generator, train
 
 
@@ -212,3 +212,52 @@ def test_a_loss_that_is_no_longer_finite_ends_the_training():
     recipe = Recipe(layers=(784, 16, 16, 10), optimizer="sgd", lr=1e30, schedule="constant")
     with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch 1: lower lr, or set clip"):
         train(recipe, dataset())
+
+
+def spoil(monkeypatch, value, epoch):
+    """The last step of this epoch (of 7 steps) sets every parameter to this value."""
+    steps, step = iter(range(1, 1000)), Training.step
+
+    def spoiled(self, loss):
+        step(self, loss)
+        if next(steps) == 7 * epoch:
+            self.model.flat[:] = value
+
+    monkeypatch.setattr(Training, "step", spoiled)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "a parameter became inf or nan in epoch 4: lower lr, or set clip"),
+        (3e38, "the output of the model became inf or nan in epoch 4: lower lr, or set clip"),
+    ],
+)
+def test_a_divergence_in_the_last_step_keeps_the_epochs_before_it(tmp_path, monkeypatch, value, message):
+    spoil(monkeypatch, value, 4)
+    run = Run.create(RECIPE, tmp_path / "run")
+    with pytest.raises(FloatingPointError, match=f"^{message}; the results of epochs 1 to 3 are saved$"):
+        train(RECIPE, dataset(), run=run)
+    assert json.loads((run.path / REPORT).read_text())["epochs"] == 3
+    assert np.isfinite(load_model(run.path)[0].flat).all()
+    assert "NaN" not in (run.path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"l2": 1e300}, "lower lr or l2, or set clip"),
+        ({"weight_decay": 1e30, "clip": 1.0, "lr": 1e30}, "lower lr or weight_decay"),
+    ],
+)
+def test_a_divergence_names_the_options_that_may_be_why(options, remedy):
+    with pytest.raises(FloatingPointError, match=f" in epoch 1: {remedy}$"):
+        train(Recipe(layers=(784, 16, 10), optimizer="sgd", schedule="constant", **options), dataset())
+
+
+def test_a_resumed_run_notices_that_its_data_changed(tmp_path):
+    run = Run.create(RECIPE, tmp_path / "run")
+    train(RECIPE, dataset(), run=run)
+    x_train, y_train, x_test, y_test = dataset()
+    with pytest.raises(ValueError, match="mnist was changed since"):
+        train(RECIPE, (x_train, y_train[::-1].copy(), x_test, y_test), run=run)

@@ -1,37 +1,43 @@
 """The command line `tinygrad-mnist`. Results go to stdout, progress and errors (one line each) to stderr.
 
-Exit codes: 0 done; 1 the training diverged; 2 wrong usage, or files, disk or machine do not allow it; 130 Ctrl-C.
+Exit codes: 0 done; 1 the training diverged, or what a model answers is not finite; 2 wrong usage, or files, disk or
+machine do not allow it; 130 Ctrl-C; 141 nobody reads stdout any more. A stderr that cannot be written changes nothing.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
-import os
-import platform
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
-from pathlib import Path
-from typing import Annotated, Any
 
-import numpy as np
-import typer
-from numpy.typing import NDArray
+try:
+    import inspect
+    import io
+    import json
+    import os
+    import platform
+    import shlex
+    from collections.abc import Callable, Sequence
+    from dataclasses import Field, fields
+    from pathlib import Path
+    from typing import Annotated, Any
 
-from . import data, progress
-from .data import idx
-from .data.files import open_file
-from .inference import evaluate, load_model, predict, versions
-from .ops import softmax
-from .recipe import MNIST, Recipe
-from .runs import REPORT, Run
-from .train import check_data, load_data
-from .train import train as train_run
+    import numpy as np
+    import typer
+    from numpy.typing import NDArray
+
+    from . import data, progress
+    from .data import idx
+    from .data.files import open_file
+    from .inference import evaluate, load_model, predict, probabilities, versions
+    from .recipe import MNIST, Recipe
+    from .runs import REPORT, Run
+    from .train import check_data, load_data
+    from .train import train as train_run
+except KeyboardInterrupt:  # importing takes long enough to be interrupted
+    sys.exit(130)
 
 app = typer.Typer(name="tinygrad-mnist", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-INTERRUPTED = 130  # as the shell counts it: 128 + SIGINT
+INTERRUPTED, UNREAD = 130, 141  # as the shell counts them: 128 + SIGINT, 128 + SIGPIPE
 METAVARS = {str: "TEXT", float: "X", int: "N", tuple: "N,N,..."}
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -42,13 +48,29 @@ Model = Annotated[Path, typer.Argument(help="A model file (.safetensors) or the 
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may have characters that the terminal has not
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:  # already dealt with; Python would try again at exit, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code."""
     try:
-        return app(arguments, standalone_mode=False) or 0
+        code = _invoke(arguments)
+        print(end="", flush=True)  # here, where an error is reported
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return UNREAD
     except typer.TyperException as error:
         return _fail(f"{error.format_message().rstrip('.')}; see tinygrad-mnist --help")
     except FloatingPointError as error:
@@ -59,12 +81,22 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error)
 
 
+def _invoke(arguments: Sequence[str]) -> int:
+    """As `app(arguments)` does, which would make a silent exit code 1 of a pipe that nobody reads."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("tinygrad-mnist", list(arguments)) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as done:  # --help
+        return done.exit_code
+
+
 def _reason(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _fail(message: object, code: int = 2) -> int:
-    print(f"tinygrad-mnist: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"tinygrad-mnist: {' '.join(str(message).split())}", file=progress.stderr(), flush=True)
     return code
 
 
@@ -131,7 +163,8 @@ def train(
 ) -> int:
     """Train a network: by default on the embedded MNIST, to about 98 % test accuracy in seconds.
 
-    Ctrl-C ends the run with the results of the epochs that are complete; --resume goes on.
+    Ctrl-C, or a loss that is no longer finite, ends the run with the results of the epochs that are complete; --resume
+    goes on.
 
     \b
     Examples:
@@ -153,14 +186,17 @@ def train(
         dataset = load_data(recipe.data)
         check_data(recipe, dataset)
         folder = Run.create(recipe, out)
+    resume_hint = f"to go on: tinygrad-mnist train --resume {shlex.quote(str(folder.path))}"
     try:
         train_run(folder.recipe, dataset, run=folder, monitor=progress.monitor())
         code = 0
     except KeyboardInterrupt:
-        print(f"stopped; to go on: tinygrad-mnist train --resume {folder.path}", file=sys.stderr)
+        print(f"stopped; {resume_hint}", file=progress.stderr(), flush=True)
         code = INTERRUPTED
+    except FloatingPointError as error:
+        code = _fail(error, code=1)
     except OSError as error:
-        raise OSError(f"{_reason(error)}; to go on: tinygrad-mnist train --resume {folder.path}") from error
+        raise OSError(f"{_reason(error)}; {resume_hint}") from error
     if (folder.path / REPORT).exists():
         report = json.loads((folder.path / REPORT).read_text(encoding="utf-8"))
         if as_json:
@@ -220,10 +256,16 @@ def predict_images(
     """
     _check_device(device)
     network, preprocess = load_model(model)
-    found = []
+    found: list[dict[str, Any]] = []
+    failure = None
     for path in images:
-        names, pixels, steps = _read_images(path)
-        for name, row in zip(names, softmax(predict(network, preprocess, pixels)).tolist(), strict=True):
+        try:
+            names, pixels, steps = _read_images(path)
+            rows = probabilities(predict(network, preprocess, pixels)).tolist()
+        except (ArithmeticError, MemoryError, OSError, ValueError) as error:
+            failure = error  # what was found before it is worth printing
+            break
+        for name, row in zip(names, rows, strict=True):
             probability = max(row)
             found.append(
                 {
@@ -234,12 +276,17 @@ def predict_images(
                     "steps": steps,
                 }
             )
+    if failure and not found:
+        raise failure
     if as_json:
         _print_json({"model": str(model), "preprocessing": preprocess.describe(), "predictions": found})
     else:
         for entry in found:
             print(f"{entry['image']}: {entry['class']} ({entry['probability']:.1%}; {entry['steps']})")
         print(f"Preprocessing, as in training: {preprocess.describe()}")
+    if failure:
+        print(end="", flush=True)  # before the error, in one stream too
+        raise failure
 
 
 def _read_images(path: str) -> tuple[list[str], NDArray[np.uint8], str]:
@@ -294,7 +341,7 @@ def _check_device(device: str) -> None:
 
 
 def _print_json(result: dict[str, Any]) -> None:
-    print(json.dumps(result))
+    print(json.dumps(result, allow_nan=False))
 
 
 def _print_report(report: dict[str, Any]) -> None:

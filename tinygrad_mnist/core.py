@@ -289,8 +289,8 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if self._node is not None:
             raise TypeError(
-                "a tracked Tensor would become an untracked array here: use .numpy() for a copy of the values, "
-                ".detach() to cut the graph, or a NumPy function that has a rule"
+                "a tracked Tensor would become an untracked array here: for x.dot(w) write x @ w, for a list of "
+                "Tensors np.stack([...]); .numpy() copies the values, .detach() cuts the graph"
             )
         host = arrays.to_host(self._data) if copy else self._data
         return host if dtype is None else host.astype(dtype, copy=False)
@@ -502,6 +502,12 @@ class Tensor:
     def std(self, axis: Any = None, dtype: Any = None, out: None = None, ddof: int = 0, keepdims: bool = False) -> Any:
         return F.std(self, axis, dtype, out, ddof, keepdims)
 
+    def cumsum(self, axis: Any = None) -> Tensor:
+        return F.cumsum(self, axis)
+
+    def copy(self) -> Tensor:
+        return F.copy(self)
+
     def argmax(self, axis: Any = None) -> Array:
         return F.argmax(self, axis=axis)
 
@@ -638,8 +644,9 @@ def apply(prim: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> A
             rank = 0
     if not prim.differentiable:
         return y
-    if y.dtype.kind != "f":
-        if y.dtype.kind not in "iub":
+    dtype = y.dtype
+    if dtype.kind != "f":
+        if dtype.kind not in "iub":
             raise guards.not_real(prim, y)
         rank = 0  # a conversion to integers
     t = _new(Tensor)
@@ -649,7 +656,7 @@ def apply(prim: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> A
         return t
     n = t._node = _new(Node)
     n.prim, n.params, n.parents = prim, params, parents
-    n.rank, n.shape, n.dtype = rank, y.shape, y.dtype
+    n.rank, n.shape, n.dtype = rank, y.shape, dtype
     n.clock, n.name = _changes.now, None
     plan = prim.plans[tracked] if tracked in prim.plans else prim.plan(tracked, len(datas))
     if plan is None:

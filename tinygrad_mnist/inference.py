@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from . import losses, metrics, nn, ops, serialize
 from .core import Tensor
 from .data import Preprocess
 from .modes import no_grad
-from .runs import MODEL
+from .runs import CONFIG, MODEL
 
 BATCH = 1000
 """Images at once, where no gradient is needed: enough to keep the BLAS busy."""
@@ -38,7 +39,7 @@ class Evaluation:
     @property
     def probabilities(self) -> NDArray[Any]:
         """One row for each image, one column for each class."""
-        return ops.softmax(Tensor(self.logits)).numpy()
+        return probabilities(self.logits)
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -47,13 +48,23 @@ class Evaluation:
 
     def report(self) -> dict[str, Any]:
         """Cross-entropy, accuracy, precision, recall and F1 of each class, confusion matrix: as JSON can hold them."""
-        cross_entropy = losses.softmax_cross_entropy(Tensor(self.logits), self.labels)
+        # In float64: a sum over all images of large float32 losses, each of them finite, may overflow.
+        cross_entropy = losses.softmax_cross_entropy(Tensor(self.logits.astype(np.float64)), self.labels)
         return {"cross_entropy": float(cross_entropy), **metrics.report(self.confusion)}
+
+
+def probabilities(logits: NDArray[Any]) -> NDArray[Any]:
+    """The softmax of each row."""
+    with np.errstate(over="ignore"):  # logits may lie so far apart that their difference is inf: then one has all
+        return ops.softmax(Tensor(logits)).numpy()
 
 
 @no_grad()
 def predict(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Logits `(n, classes)` for uint8 images `(n, height, width)`, without dropout."""
+    """Logits `(n, classes)` for uint8 images `(n, height, width)`, without dropout.
+
+    FloatingPointError if one is inf or nan: there is no class to read from that.
+    """
     _, height, width = images.shape
     if height * width != model.sizes[0]:
         raise ValueError(f"the model takes images of {model.sizes[0]} pixels, not of {height} x {width}")
@@ -61,9 +72,13 @@ def predict(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8]) ->
     parts = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
     model.eval()
     try:
-        return np.concatenate([model(preprocess(part, dtype)).data for part in parts])
+        with np.errstate(all="ignore"):  # the check below says it better
+            logits = np.concatenate([model(preprocess(part, dtype)).data for part in parts])
     finally:
         model.train(training)
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the output of the model became inf or nan")
+    return logits
 
 
 def evaluate(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8], labels: NDArray[Any]) -> Evaluation:
@@ -83,11 +98,21 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.MLP, Preprocess]:
     """The model in a file that `save_model` wrote, or in a run folder."""
     path = Path(path)
     if path.is_dir():
+        if (path / CONFIG).is_file() and not (path / MODEL).exists():
+            resume = f"tinygrad-mnist train --resume {shlex.quote(str(path))}"
+            raise FileNotFoundError(f"{path / MODEL}: no such model file: the run is unfinished: {resume}")
         path /= MODEL
     notes = serialize.metadata(path)
     if "preprocess" not in notes:
         raise ValueError(f"{path} does not say how images were preprocessed: it is no file of save_model or train")
-    return serialize.load(path), Preprocess.from_dict(json.loads(notes["preprocess"]))
+    try:
+        preprocess = Preprocess.from_dict(json.loads(notes["preprocess"]))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its record of the preprocessing is damaged: {error}") from None
+    model = serialize.load(path)
+    if not isinstance(model, nn.MLP):
+        raise ValueError(f"{path}: holds arrays, not a model")
+    return model, preprocess
 
 
 def versions() -> dict[str, str]:

@@ -188,7 +188,7 @@ class Module:
         own = dict(self._state())
         if state.keys() != own.keys():
             missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-            raise ValueError(f"load_state_dict: missing {missing}, unexpected {extra}")
+            raise ValueError(f"load_state_dict: missing {_listing(missing)}, unexpected {_listing(extra)}")
         for name, t in own.items():
             if state[name].shape != t.shape:
                 raise ValueError(f"load_state_dict: {name} has shape {state[name].shape}, the parameter {t.shape}")
@@ -215,6 +215,11 @@ class Module:
 
 
 _WALKED = (Module, Tensor, list, tuple, dict)
+
+
+def _listing(names: list[str]) -> str:
+    """Names for an error message: few enough for one line."""
+    return str(names) if len(names) <= 6 else f"{names[:6]} and {len(names) - 6} more"
 
 
 class Linear(Module):

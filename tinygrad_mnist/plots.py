@@ -36,7 +36,8 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
             if f"{part}_{quantity}" in history[0]:
                 values = [unit * row[f"{part}_{quantity}"] for row in history]
                 # Training images are counted while the weights still change, the others after the epoch.
-                label = "train (mean over the epoch)" if part == "train" else f"{part} ({values[-1]:.4g} in the end)"
+                last = f"{values[-1]:.4g}" if unit == 1 else f"{values[-1]:.4g}%"
+                label = "train (mean over the epoch)" if part == "train" else f"{part} ({last} in the end)"
                 axes.plot(epochs, values, color=colour, marker="o", markersize=4, label=label)
         axes.set(xlabel="epoch", ylabel="loss" if unit == 1 else "accuracy in %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -80,17 +81,20 @@ def mistakes(images: NDArray[np.uint8], labels: NDArray[Any], probabilities: NDA
     rows, columns = GRID
     worst = wrong[np.argsort(-certainty[wrong], kind="stable")][: rows * columns]
     h, w = images.shape[1:]
-    tile_h, tile_w = h + h // 3, w + w // 7  # the image, and room for two lines of text above it and a gap beside it
+    tile_h, tile_w = h + (h + 2) // 3, w + w // 7  # the image, room for two lines above it, a gap beside it
     paper = np.zeros((rows * tile_h, columns * tile_w), np.uint8)
 
     figure = _figure(9.6, 6)
     axes = figure.subplots()
     axes.set_axis_off()
+    if not len(wrong):
+        axes.text(0.5, 0.5, f"All {len(labels)} images are right: there is no mistake to show.", ha="center", color=INK)
+        return _png(figure)
     axes.set_title(f"{len(wrong)} of {len(labels)} images are wrong; the most confident mistakes:", color=INK)
     for i, n in enumerate(worst):
         y, x = i // columns * tile_h, i % columns * tile_w
         paper[y + tile_h - h : y + tile_h, x : x + w] = images[n]
-        text = f"{labels[n]} read as {predicted[n]} ({certainty[n]:.1%})"
+        text = f"{labels[n]} read as {predicted[n]}\n{certainty[n]:.1%}"  # in one line, long numbers would overlap
         axes.text(x + w / 2, y + tile_h - h - 1, text, ha="center", va="bottom", fontsize=8, color=INK, in_layout=False)
     axes.imshow(paper, "gray_r", vmin=0, vmax=255)
     return _png(figure)

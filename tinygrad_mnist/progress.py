@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
+from typing import IO, cast
 
 from .runs import Row
 from .train import Monitor, Training
@@ -12,9 +14,36 @@ REFRESH = 0.1
 """Seconds between two pictures of the bar."""
 
 
+class _Stderr:
+    """stderr, where what cannot be written is lost: a closed pipe or a full disk there is no reason to stop."""
+
+    def __init__(self) -> None:
+        self.stream = sys.stderr  # now: while the bar is shown, rich puts a stream of its own there
+        self.encoding = getattr(self.stream, "encoding", "utf-8")
+
+    def write(self, text: str) -> int:
+        if self.stream is not None:  # as it is where the process was started without one
+            with suppress(OSError):
+                self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self.stream is not None:
+            with suppress(OSError):
+                self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream is not None and self.stream.isatty()
+
+
+def stderr() -> IO[str]:
+    """stderr for `print` and rich: writing to it raises no OSError."""
+    return cast(IO[str], _Stderr())
+
+
 def monitor() -> Monitor:
     """The one that suits stderr."""
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if stderr().isatty() else Lines()
 
 
 class Lines(Monitor):
@@ -33,7 +62,7 @@ class Lines(Monitor):
 
     def show(self, line: str) -> None:
         """Show one line."""
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=stderr(), flush=True)
 
 
 class Bar(Lines):
@@ -49,7 +78,7 @@ class Bar(Lines):
             TextColumn("{task.description}"),
             BarColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True, highlight=False),
+            console=Console(file=stderr(), highlight=False),
             auto_refresh=False,  # its thread would compete with the training
             transient=True,
         )

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import nn
+
+CONFIG = "config.toml"
+"""The name of the recipe's file in the folder of a run."""
 
 MNIST = "mnist"
 """The data option's name for the embedded data set; anything else is a path."""
@@ -57,7 +62,7 @@ def _is_initialiser(value: Any) -> bool:
 _from_0 = _number("from 0", lambda v: v >= 0)
 _below_1 = _number("from 0 to below 1", lambda v: 0 <= v < 1)
 _flag = Allowed("true or false", lambda v: isinstance(v, bool))
-_path = Allowed(f"{MNIST!r} or a path", lambda v: isinstance(v, str) and v != "")
+_path = Allowed(f"{MNIST!r} or a path", lambda v: isinstance(v, str) and v != "" and "\0" not in v)
 _sizes = Allowed(
     "two or more whole numbers from 1, such as 784,128,64,10",
     lambda v: isinstance(v, tuple) and len(v) >= 2 and all(_integer(1).test(n) for n in v),
@@ -108,6 +113,13 @@ class Recipe:
             raise ValueError(f"momentum is an option of optimizer sgd; {self.optimizer} has its own: leave it at 0")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs momentum above 0")
+        # Normal numbers of standard deviation 1 stay below 10.
+        if self.init.startswith("normal(") and 10 * float(self.init[7:-1]) > float(np.finfo(self.dtype).max):
+            raise ValueError(f"init {self.init} draws weights that are too large for {self.dtype}")
+        try:
+            self.data.encode()
+        except UnicodeEncodeError:  # from the command line, such a path has surrogates
+            raise ValueError(f"data must be a path in UTF-8, as {CONFIG} is; got {self.data!r}") from None
 
     def to_toml(self) -> str:
         """The recipe as the text of a TOML file that `from_toml` reads back."""
@@ -132,12 +144,16 @@ class Recipe:
             return cls.from_mapping(tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"not a TOML file: {error}") from error
+        except RecursionError:
+            raise ValueError("not a TOML file of options: it is nested too deeply") from None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a TOML file; every error names the file."""
+        """The recipe in a TOML file, or in the folder of a run; every error names the file."""
+        if os.path.isdir(path):
+            path = Path(path) / CONFIG
         try:
-            return cls.from_toml(Path(path).read_text(encoding="utf-8"))
+            return cls.from_toml(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
         except ValueError as error:  # UnicodeDecodeError too
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 

@@ -47,9 +47,9 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file. Whatever interrupts this, `path` is then the old file or the new one, whole. OSError names
     `path`."""
     target = Path(path)
-    part = target.with_name(target.name + ".part")
+    part = target.parent / f".{os.urandom(8).hex()}.part"  # no other process may write to the same
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -80,10 +80,14 @@ def _with_sorted_notes(content: bytes) -> bytes:
 def load(path: str | os.PathLike[str]) -> Any:
     """What `save` wrote: an MLP (in evaluation mode), or a dict of names to NumPy arrays. ValueError for a file that
     is neither."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     notes = metadata(path)
-    state = load_file(path)
+    try:
+        state = load_file(path)
+    except (TypeError, AttributeError, KeyError, SafetensorError) as error:  # of bfloat16, float8
+        raise ValueError(f"{path}: holds arrays that NumPy cannot: {error}") from None
     if _CONFIG not in notes:
         return state
     try:
@@ -91,8 +95,9 @@ def load(path: str | os.PathLike[str]) -> Any:
         _check_sizes(config, state)
         model = MLP(**config, init="zeros", rng=0)
         model.load_state_dict(state)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a model that this version can build: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        reason = f"{error!s:.300}"  # it may quote the configuration, which may be of any length
+        raise ValueError(f"{path}: not a model that this version can build: {reason}") from None
     return model.eval()
 
 
@@ -107,16 +112,32 @@ def _check_sizes(config: Any, state: Mapping[str, Any]) -> None:
         if weight is None or weight.shape != shape or str(weight.dtype) != dtype:
             found = "is missing" if weight is None else f"is {weight.dtype} {weight.shape}"
             raise ValueError(f"its configuration says that {name} is {dtype} {shape}, but it {found}")
+    for name, array in state.items():
+        if str(array.dtype) != config.get("dtype", "float32"):
+            raise ValueError(f"its weights differ in dtype: {name} is {array.dtype}")
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The notes in a safetensors file. Raises ValueError where it is none."""
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such model file")
+    _check_file(Path(path))
     try:
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from None
+
+
+def _check_file(path: Path) -> None:
+    """Raise OSError where there is no file to read; safetensors says "No such file" whatever the reason."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, not a model file")
+    if path.exists() and not path.is_file():  # reading a pipe might never end
+        raise OSError(f"{path}: a device or pipe, not a model file")
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path}: a link to what does not exist")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such model file")
+    with path.open("rb"):  # or PermissionError
+        pass

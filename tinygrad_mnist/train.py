@@ -20,7 +20,7 @@ from .core import Tensor
 from .data import Dataset, Preprocess, batches, load, mnist
 from .inference import evaluate, save_model
 from .recipe import MNIST, Recipe
-from .runs import CONFUSION, CURVES, MISTAKES, MODEL, REPORT, Row, Run
+from .runs import CONFUSION, CURVES, MISTAKES, MODEL, REPORT, Row, Run, fingerprint
 
 # ---- random numbers -----------------------------------------------------------------------------------------------
 
@@ -86,6 +86,7 @@ class Training:
         self.optimizer = _optimizer(recipe, self.model.parameters())
         self.schedule = _schedule(recipe, recipe.epochs * self.steps_per_epoch)
         self.history: list[Row] = []
+        self.fingerprint = fingerprint(dataset)  # a resumed run must see the same data
 
     def run_epoch(self, monitor: Monitor) -> None:
         """See every training image once, evaluate, and add a row to the history."""
@@ -99,26 +100,43 @@ class Training:
             self.optimizer.lr = self.schedule(epoch * self.steps_per_epoch + i)
             logits = self.model(self.preprocess(images, recipe.dtype))
             loss = self.loss(logits, labels)
-            self.step(loss)
-
             total += float(loss) * len(labels)
+            if not math.isfinite(total):
+                raise self._diverged(f"the loss became {float(loss):.4g}")
+            try:
+                self.step(loss)
+            except FloatingPointError as error:  # of clip: the gradient is not finite
+                raise self._diverged(str(error)) from None
+
             right += int(np.count_nonzero(logits.data.argmax(axis=1) == labels))
             seen += len(labels)
-            if not math.isfinite(total):
-                raise FloatingPointError(f"the loss became {float(loss)} in epoch {epoch + 1}: lower lr, or set clip")
             monitor.batch(len(labels), total / seen, right / seen)
         seconds = time.perf_counter() - start
         self.model.eval()  # between epochs, and for whoever has the trained model
+        if not np.isfinite(self.model.flat).all():  # the last step: no loss has seen what it did
+            raise self._diverged("a parameter became inf or nan")
 
         row: Row = {"epoch": epoch + 1, "lr": self.optimizer.lr}
         row |= {"train_loss": total / seen, "train_accuracy": right / seen}
         for name, part in (("validation", self.validation_set), ("test", self.test_set)):
             if part:
-                found = evaluate(self.model, self.preprocess, *part)
-                row[f"{name}_loss"] = float(self.loss(Tensor(found.logits), found.labels))
+                try:
+                    found = evaluate(self.model, self.preprocess, *part)
+                except FloatingPointError as error:
+                    raise self._diverged(str(error)) from None
+                loss_there = float(self.loss(Tensor(found.logits), found.labels))
+                if not math.isfinite(loss_there):
+                    raise self._diverged(f"the {name} loss became {loss_there:.4g}")
+                row[f"{name}_loss"] = loss_there
                 row[f"{name}_accuracy"] = found.accuracy
         row |= {"seconds": seconds, "images_per_second": seen / seconds}
         self.history.append(row)
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        """The error that says what is no longer finite, and which options of the recipe may be why."""
+        causes = " or ".join(["lr", *(name for name in ("l2", "weight_decay") if getattr(self.recipe, name))])
+        remedy = f"lower {causes}" if self.recipe.clip else f"lower {causes}, or set clip"
+        return FloatingPointError(f"{what} in epoch {len(self.history) + 1}: {remedy}")
 
     def loss(self, logits: Tensor, labels: NDArray[Any]) -> Tensor:
         """The recipe's loss, without the penalty on weights."""
@@ -160,8 +178,8 @@ def train(
 ) -> Training:
     """Train as `recipe` says. With a `run`, go on from its checkpoint, if it has one, and leave the results in it.
 
-    Ctrl-C drops the epoch that it interrupts, saves the results of the epochs before it, and goes on its way. Raises
-    FloatingPointError if the loss is no longer finite.
+    Ctrl-C drops the epoch that it interrupts, saves the results of the epochs before it, and goes on its way. So does
+    the FloatingPointError that is raised when a loss or a parameter is no longer finite.
     """
     if run and run.recipe != recipe:
         raise ValueError(f"the recipe is not that of the run in {run.path}: give train(run.recipe, run=run)")
@@ -170,22 +188,37 @@ def train(
     try:
         _run_epochs(training, run, monitor or Monitor())
     except KeyboardInterrupt:
-        if run and (training := _restored(recipe, dataset, run)).history:
-            save_results(run, training)
+        _save_whole_epochs(run, recipe, dataset)
         raise
+    except FloatingPointError as error:
+        done = _save_whole_epochs(run, recipe, dataset)
+        if not done:
+            raise
+        before = "epoch 1 are" if done == 1 else f"epochs 1 to {done} are"
+        raise FloatingPointError(f"{error}; the results of {before} saved") from None
     if run:
         save_results(run, training)
     return training
+
+
+def _save_whole_epochs(run: Run | None, recipe: Recipe, dataset: Dataset) -> int:
+    """Save the results of the epochs in the run's checkpoint; how many these are."""
+    if not run:
+        return 0
+    training = _restored(recipe, dataset, run)
+    if training.history:
+        save_results(run, training)
+    return len(training.history)
 
 
 def _run_epochs(training: Training, run: Run | None, monitor: Monitor) -> None:
     monitor.start(training)
     try:
         while len(training.history) < training.recipe.epochs:
-            with np.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
+            with np.errstate(all="ignore"):  # the checks of what is finite say it better
                 training.run_epoch(monitor)
             if run:
-                run.save_checkpoint(training.state(), training.history)
+                run.save_checkpoint(training.state(), training.history, training.fingerprint)
             monitor.epoch(training.history[-1])
     finally:
         monitor.stop()
@@ -194,7 +227,7 @@ def _run_epochs(training: Training, run: Run | None, monitor: Monitor) -> None:
 def _restored(recipe: Recipe, dataset: Dataset, run: Run | None) -> Training:
     """A training as the run's checkpoint has it, or else at its beginning."""
     training = Training(recipe, dataset)
-    if run and (checkpoint := run.load_checkpoint()):
+    if run and (checkpoint := run.load_checkpoint(training.fingerprint)):
         training.restore(*checkpoint)
         run.save_history(training.history)
     return training
@@ -208,7 +241,7 @@ def save_results(run: Run, training: Training) -> None:
     save_model(run.path / MODEL, training.model, training.preprocess)
     found = evaluate(training.model, training.preprocess, *training.test_set)
     report = {"epochs": len(training.history), **found.report()}
-    run.write(REPORT, json.dumps(report, indent=1).encode())
+    run.write(REPORT, json.dumps(report, indent=1, allow_nan=False).encode())
     run.write(CURVES, plots.curves(training.history))
     run.write(CONFUSION, plots.confusion(found.confusion))
     run.write(MISTAKES, plots.mistakes(training.test_set.images, found.labels, found.probabilities))

@@ -5,7 +5,8 @@ Training and inference apply the same record, so that they cannot disagree.
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -26,12 +27,13 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("scale", "mean", "std"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"preprocess: {name} must be a finite number, got {value!r}")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not abs(value) <= sys.float_info.max:  # JSON has integers that no float can hold, and NaN
+                raise ValueError(f"preprocess: {name} must be a finite number, got {reprlib.repr(value)}")
         if self.scale == 0 or self.std <= 0:
             raise ValueError(f"preprocess: scale must not be 0, std must be positive; got {self.scale} and {self.std}")
         if not isinstance(self.flatten, bool):
-            raise ValueError(f"preprocess: flatten must be true or false, got {self.flatten!r}")
+            raise ValueError(f"preprocess: flatten must be true or false, got {reprlib.repr(self.flatten)}")
 
     def __call__(self, images: NDArray[np.uint8], dtype: DTypeLike = "float32") -> NDArray[Any]:
         """A fresh `(n, h * w)` array of `dtype`, or `(n, h, w)` without `flatten`, of uint8 images `(n, h, w)`."""
@@ -64,7 +66,9 @@ class Preprocess:
     def from_dict(cls, record: Mapping[str, Any]) -> Preprocess:
         """The inverse of `to_dict`; a missing or unknown key is a ValueError, for a guess would change the input."""
         expected = [field.name for field in fields(cls)]
+        if not isinstance(record, Mapping):
+            raise ValueError(f"preprocess: expected a record of {', '.join(expected)}, got {reprlib.repr(record)}")
         if set(record) != set(expected):
-            found = ", ".join(map(str, record)) or "none"
+            found = f"{', '.join(map(str, record)) or 'none'!s:.200}"
             raise ValueError(f"preprocess: expected the keys {', '.join(expected)}, found {found}")
         return cls(**record)
