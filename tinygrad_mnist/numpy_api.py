@@ -720,11 +720,11 @@ def copy(a: Any, order: str = "K", subok: bool = False) -> Tensor:
 def _by_name(name: str) -> None:
     """Let the row take its further arguments by position too, as NumPy does: `argmax(t, None)`, `any(t, (0, 1))`. They
     are parameters, where a row by itself would take them for operands."""
-    row, signature = getattr(F, name), inspect.signature(getattr(np, name))
+    row, signature = getattr(F, name), functools.cache(lambda: inspect.signature(getattr(np, name)))
 
     @functools.wraps(row)
     def named(*args: Any, **kwargs: Any) -> Any:
-        (_, a), *given = signature.bind(*args, **kwargs).arguments.items()
+        (_, a), *given = signature().bind(*args, **kwargs).arguments.items()
         params = {name: _untracked(value) for name, value in given}
         return row(_operand(a, None, params.pop("out", None)), **params)
 
