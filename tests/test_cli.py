@@ -302,7 +302,7 @@ def test_info(run, monkeypatch):
         ("predict {model} full/x", "full/x: expected a PNG or JPEG picture, found another kind of file"),
         ("predict {model} full", "full: expected IDX files such as "),
     ],
-)  # fmt: skip
+)
 def test_errors_are_one_line_on_stderr_and_exit_code_2(run, model, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()

@@ -960,7 +960,7 @@ METHODS = [
     "backward", "numpy", "item", "detach", "to", "astype", "zero_grad", "sum", "mean", "prod", "max", "min",
     "var", "std", "argmax", "reshape", "transpose", "swapaxes", "squeeze", "ravel", "clip", "dot", "exp", "log",
     "sqrt", "relu", "sigmoid", "tanh", "softmax", "log_softmax", "logsumexp",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", METHODS)

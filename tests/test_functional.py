@@ -218,7 +218,7 @@ def test_a_function_may_change_the_containers_that_it_is_given():
 def test_empty_containers():
     assert grad(lambda p: np.sum(p["w"]) * 2)({"w": np.ones(1), "none": [], "nothing": {}}) == {
         "w": 2, "none": [], "nothing": {},
-    }  # fmt: skip
+    }
 
 
 def test_jacobian_of_containers():

@@ -528,12 +528,12 @@ UNARY = [
     lambda a: a.astype(a.dtype), lambda a: np.swapaxes(a, 0, 1), lambda a: np.broadcast_to(np.sum(a, 0), (2, 2)),
     lambda a: np.sum(a) + a, lambda a: np.squeeze(a[None], 0), lambda a: relu(a), lambda a: np.where(a > 0, a, 0.5),
     lambda a: softmax(a),
-]  # fmt: skip
+]
 BINARY = [
     lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a @ b, lambda a, b: np.maximum(a, b),
     lambda a, b: np.concatenate([a, b])[:2], lambda a, b: np.stack([a, b]).mean(0), lambda a, b: a + b[0],
     lambda a, b: np.where(np.eye(2) > 0, a, b),
-]  # fmt: skip
+]
 
 
 def random_graph(rng, leaves):

@@ -101,7 +101,7 @@ def test_an_output_that_is_not_finite_is_an_error():
     model = nn.MLP((784, 10), rng=0)
     model.flat[:] = np.nan
     for act in (lambda: predict(model, data.Preprocess(), dataset()[2]),
-                lambda: evaluate(model, data.Preprocess(), *dataset()[2:])):  # fmt: skip
+                lambda: evaluate(model, data.Preprocess(), *dataset()[2:])):
         with pytest.raises(FloatingPointError, match=r"^the output of the model became inf or nan$"):
             act()
 

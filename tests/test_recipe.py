@@ -120,7 +120,7 @@ SIZES = "two or more whole numbers from 1, such as 784,128,64,10"
         ("dtype", "float16", "float32 or float64"),
         ("seed", -1, "a whole number, 0 or more"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_named_with_what_is_allowed(option, value, allowed):
     with pytest.raises(ValueError, match=f"^{re.escape(f'{option} must be {allowed}; got {value!r}')}$"):
         Recipe(**{option: value})

@@ -25,7 +25,7 @@ from tinygrad_mnist.train import Monitor, train
 
 RESULTS = {
     CONFIG, CHECKPOINT, "metrics.csv", "metrics.jsonl", MODEL, REPORT, "curves.png", "confusion.png", "mistakes.png"
-}  # fmt: skip
+}
 
 
 def names(folder):

@@ -94,7 +94,7 @@ def test_the_history_tells_loss_accuracy_rate_and_speed():
     assert list(training.history[0]) == [
         "epoch", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss",
         "test_accuracy", "seconds", "images_per_second",
-    ]  # fmt: skip
+    ]
     last = training.history[-1]
     assert last["lr"] == training.schedule(4 * 7 - 1)
     assert last["test_accuracy"] == evaluate(training.model, training.preprocess, *training.test_set).accuracy

@@ -331,7 +331,7 @@ def test_trap_float64_creeps_in(dtype):
         relu, sigmoid, softplus, softmax, log_softmax, logsumexp, leaky_relu, F.gelu, F.silu,
         lambda w: softmax_cross_entropy(w, [0, 1]),
         lambda w: losses.mse(w, np.zeros((2, 2), dtype)),
-    ):  # fmt: skip
+    ):
         y = f(w)
         assert y.dtype == dtype
         (g,) = vjp(f, w)[1](np.ones(y.shape))
@@ -445,7 +445,7 @@ def test_trap_overflow(dtype):
     for f in (
         sigmoid, np.tanh, softplus, softmax, log_softmax, logsumexp, F.silu, F.gelu,
         lambda z: softmax_cross_entropy(z, [0, 2], reduction="none"),
-    ):  # fmt: skip
+    ):
         w = leaf(values, dtype)
         y = f(w)
         assert np.isfinite(y.data).all()

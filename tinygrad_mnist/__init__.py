@@ -26,7 +26,7 @@ __all__ = [
     "leaky_relu", "load", "log_softmax", "logsumexp", "losses", "mse", "nn", "no_grad", "numpy_api", "ops", "optim",
     "primitive", "relu", "save", "serialize", "show", "sigmoid", "softmax", "softmax_cross_entropy", "softplus", "tanh",
     "value_and_grad", "vjp",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

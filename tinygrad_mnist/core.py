@@ -126,7 +126,7 @@ class Node:
     and a parent never knows its children: there are no cycles, and memory goes when the last user goes."""
 
     __slots__ = ("__weakref__", "clock", "dtype", "name", "params", "parents", "prim", "rank", "saved", "shape",
-                 "trace")  # fmt: skip
+                 "trace")
     prim: Primitive
     params: dict[str, Any]
     parents: list[Any]  # Node | Leaf | None, one for each operand
@@ -178,7 +178,7 @@ class Tensor:
     def __init__(
         self, data: Any, *, requires_grad: bool = False, dtype: Any = None,
         device: str | None = None, name: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if isinstance(data, Tensor):
             if data._node is not None:
                 raise TypeError("Tensor(t) of a tracked Tensor would cut the graph silently; t.detach() cuts it")
@@ -692,7 +692,7 @@ def through(prim: Primitive, value: Tensor) -> tuple[Tensor, Node]:
 def walk(
     root: Node | Leaf, g: Any, *, targets: Collection[Any] | None = None, create_graph: bool = False,
     retain_graph: bool = False,
-) -> list[tuple[Any, Any, bool]]:  # fmt: skip
+) -> list[tuple[Any, Any, bool]]:
     """Carry the cotangent `g` of `root` back through the graph: [(leaf or target, gradient, is its memory ours?)].
 
     With `targets`, only paths that lead to those nodes are walked, and the walk stops there; without, it collects at
