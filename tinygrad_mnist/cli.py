@@ -1,7 +1,8 @@
 """The command line `tinygrad-mnist`. Results go to stdout, progress and errors (one line each) to stderr.
 
-Exit codes: 0 done; 1 the training diverged, or what a model answers is not finite; 2 wrong usage, or files, disk or
-machine do not allow it; 130 Ctrl-C; 141 nobody reads stdout any more. A stderr that cannot be written changes nothing.
+Exit codes: 0 done; 1 the training diverged, what a model answers is not finite, or a selftest found a difference; 2
+wrong usage, or files, disk or machine do not allow it; 130 Ctrl-C; 141 nobody reads stdout any more. A stderr that
+cannot be written changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ try:
     import typer
     from numpy.typing import NDArray
 
-    from . import data, progress
+    from . import arrays, data, gpu, progress
     from .data import idx
     from .data.files import open_file
     from .inference import evaluate, load_model, predict, probabilities, versions
@@ -41,7 +42,7 @@ INTERRUPTED, UNREAD = 130, 141  # as the shell counts them: 128 + SIGINT, 128 + 
 METAVARS = {str: "TEXT", float: "X", int: "N", tuple: "N,N,..."}
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
-Device = Annotated[str, typer.Option(help="Where to compute: cpu or auto.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, gpu, gpu:N, or auto: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[Path, typer.Argument(help="A model file (.safetensors) or the folder of a run.", show_default=False)]
 
@@ -173,7 +174,7 @@ def train(
       tinygrad-mnist train --config runs/wide/config.toml --seed 1
       tinygrad-mnist train --resume runs/wide
     """
-    _check_device(device)
+    chosen, reason = gpu.choose(device)
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
         fixed = [*given, *(name for name, value in (("config", config), ("out", out)) if value)]
@@ -186,9 +187,12 @@ def train(
         dataset = load_data(recipe.data)
         check_data(recipe, dataset)
         folder = Run.create(recipe, out)
+    if (device == "auto" or chosen != "cpu") and not as_json:
+        print(f"device: {chosen} ({reason})", file=progress.stderr(), flush=True)
     resume_hint = f"to go on: tinygrad-mnist train --resume {shlex.quote(str(folder.path))}"
     try:
-        train_run(folder.recipe, dataset, run=folder, monitor=progress.monitor())
+        with arrays.explaining("training", chosen):
+            train_run(folder.recipe, dataset, run=folder, monitor=progress.monitor(), device=chosen)
         code = 0
     except KeyboardInterrupt:
         print(f"stopped; {resume_hint}", file=progress.stderr(), flush=True)
@@ -200,7 +204,7 @@ def train(
     if (folder.path / REPORT).exists():
         report = json.loads((folder.path / REPORT).read_text(encoding="utf-8"))
         if as_json:
-            _print_json({"run": str(folder.path), "device": "cpu", **report})
+            _print_json({"run": str(folder.path), "device": chosen, "emulated": gpu.emulated(chosen), **report})
         else:
             _print_report(report)
             print(f"Model, metrics and pictures: {folder.path}")
@@ -223,14 +227,17 @@ def evaluate_model(
     Example:
       tinygrad-mnist evaluate runs/wide --data path/to/fashion-mnist
     """
-    _check_device(device)
+    chosen, reason = gpu.choose(device)
     network, preprocess = load_model(model)
     _, _, images, labels = load_data(data)
-    report = evaluate(network, preprocess, images, labels).report()
+    with arrays.explaining("evaluation", chosen):
+        report = evaluate(network.to(chosen), preprocess, images, labels).report()
     if as_json:
-        _print_json({"model": str(model), "data": data, "preprocessing": preprocess.describe(), **report})
+        where = {"model": str(model), "data": data, "device": chosen}
+        _print_json({**where, "preprocessing": preprocess.describe(), **report})
     else:
         _print_report(report)
+        print(f"Device: {chosen} ({reason})")
         print(f"Preprocessing, as in training: {preprocess.describe()}")
 
 
@@ -254,14 +261,15 @@ def predict_images(
     Example:
       tinygrad-mnist predict runs/wide seven.png
     """
-    _check_device(device)
+    chosen, _ = gpu.choose(device)
     network, preprocess = load_model(model)
     found: list[dict[str, Any]] = []
     failure = None
     for path in images:
         try:
             names, pixels, steps = _read_images(path)
-            rows = probabilities(predict(network, preprocess, pixels)).tolist()
+            with arrays.explaining("prediction", chosen):
+                rows = probabilities(predict(network.to(chosen), preprocess, pixels)).tolist()
         except (ArithmeticError, MemoryError, OSError, ValueError) as error:
             failure = error  # what was found before it is worth printing
             break
@@ -279,7 +287,8 @@ def predict_images(
     if failure and not found:
         raise failure
     if as_json:
-        _print_json({"model": str(model), "preprocessing": preprocess.describe(), "predictions": found})
+        where = {"model": str(model), "device": chosen}
+        _print_json({**where, "preprocessing": preprocess.describe(), "predictions": found})
     else:
         for entry in found:
             print(f"{entry['image']}: {entry['class']} ({entry['probability']:.1%}; {entry['steps']})")
@@ -308,7 +317,7 @@ def _read_images(path: str) -> tuple[list[str], NDArray[np.uint8], str]:
 
 @app.command()
 def info(as_json: Json = False) -> None:
-    """Show versions, BLAS, threads and devices.
+    """Show versions, BLAS, threads, devices, and whether a GPU can be used: if not, what is missing.
 
     \b
     Example:
@@ -318,26 +327,61 @@ def info(as_json: Json = False) -> None:
     threads = next(
         (f"{os.environ[name]} ({name})" for name in THREADS if name in os.environ), f"{os.cpu_count()} (all cores)"
     )
+    found = gpu.probe()
     facts = {
         **versions(),
         "platform": platform.platform(),
         "blas": f"{blas['name']} {blas['version']}",
         "threads": threads,
-        "devices": "cpu",
+        "devices": ", ".join(["cpu", *(f"gpu:{i} ({device.name})" for i, device in enumerate(found.devices))]),
     }
     if as_json:
-        _print_json(facts)
+        _print_json({**facts, "gpu": found.report()})
     else:
-        for name, fact in facts.items():
+        for name, fact in {**facts, "gpu": found.message}.items():
             print(f"{name:16}{fact}")
 
 
+# ---- selftest -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def selftest(
+    ops: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OP", help="Run only what has one of these texts in its name.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="gpu, gpu:N, cpu, strict (a double of CuPy, needs no GPU), or auto: a GPU if there is one."),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Decides samples, cotangents and directions.", min=0, metavar="N")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Test whether a device computes what NumPy does: every operation and its first and second derivatives, optimizers,
+    training, random numbers, files.
+
+    Ends in a block to paste into a bug report; exit code 1 if something differs. The first run on a GPU takes minutes:
+    CuPy compiles its kernels, once.
+
+    \b
+    Examples:
+      tinygrad-mnist selftest --device gpu
+      tinygrad-mnist selftest matmul einsum --device gpu:1 --seed 7
+      tinygrad-mnist selftest training --device strict --json
+    """
+    from . import selftest  # 0.1 s, for the operation table, that no other command needs
+
+    with selftest.shown() as show:
+        report = selftest.run(device, ops, seed, show)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        print(report)
+    return INTERRUPTED if report.interrupted else 0 if report.ok else 1
+
+
 # ---- shared -------------------------------------------------------------------------------------------------------
-
-
-def _check_device(device: str) -> None:
-    if device not in ("cpu", "auto"):
-        raise ValueError(f"--device must be cpu or auto, got {device!r}: this version computes on the CPU only")
 
 
 def _print_json(result: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ whatever other array type comes with a namespace of its own.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from inspect import CO_VARARGS
-from operator import attrgetter
 from typing import Any
 
 from . import arrays, guards
@@ -140,7 +140,7 @@ class Node:
 
 
 _changes = guards.changes
-_rank = attrgetter("rank")
+_rank = operator.attrgetter("rank")
 
 
 def note_change(array: Array) -> None:
@@ -148,10 +148,18 @@ def note_change(array: Array) -> None:
     _changes.note(guards.spans([array]))
 
 
-def _in_place(symbol: str, method: str) -> Callable[[Tensor, Any], Tensor]:
+def _in_place(symbol: str, method: Function) -> Callable[[Tensor, Any], Tensor]:
     def operator(self: Tensor, other: Any) -> Tensor:
         if not current.get().grad:
-            getattr(self._data, method)(other._data if isinstance(other, Tensor) else arrays.operand(other))
+            other = other._data if isinstance(other, Tensor) else arrays.operand(other)
+            try:
+                arrays.check_writable(self._data)
+                with arrays.on_device_of(self._data):
+                    changed = method(self._data, other)
+                    if changed is not self._data:  # CuPy has no @= of its own
+                        self._data[...] = changed
+            except (ValueError, TypeError) as error:
+                raise guards.kernel_error(symbol, [self._data, other], error) from error
             note_change(self._data)
             return self
         if type(self._node) is Leaf:
@@ -198,8 +206,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: Any) -> None:
-        value = value._data if isinstance(value, Tensor) else arrays.operand(value)
-        self._data[...] = value
+        arrays.put(self._data, ..., value._data if isinstance(value, Tensor) else arrays.operand(value))
         note_change(self._data)
 
     @property
@@ -217,7 +224,7 @@ class Tensor:
     ndim = property(lambda self: self._data.ndim, doc="The number of axes.")
     size = property(lambda self: self._data.size, doc="The number of elements.")
     dtype = property(lambda self: self._data.dtype, doc="The type of the elements.")
-    device = property(lambda self: arrays.device_of(self._data), doc='"cpu".')
+    device = property(lambda self: arrays.device_of(self._data), doc='"cpu", "gpu" or "gpu:N".')
     is_leaf = property(lambda self: type(self._node) is not Node, doc="True where no recorded operation produced it.")
 
     @property
@@ -255,6 +262,8 @@ class Tensor:
                 value = value._data if isinstance(value, Tensor) else value
                 if getattr(value, "shape", None) != node.shape or value.dtype != node.dtype:
                     raise ValueError(f"grad must be like .data, {guards.like(node)}; got {guards.like(value)}")
+                if arrays.device_of(value) != self.device:
+                    raise ValueError(f"grad must be on {self.device}, as .data is, not on {arrays.device_of(value)}")
             node.grad = value
         elif value is not None:
             raise RuntimeError(".grad can be set on leaves only (Tensors made with requires_grad=True)")
@@ -282,17 +291,12 @@ class Tensor:
         return _wrap(self._data, None)
 
     def to(self, device: str) -> Tensor:
-        """This Tensor on another device; itself where it is there already."""
-        if device == self.device:
-            return self
-        return _wrap(arrays.asarray(self._data, None, device), None)
+        """This Tensor on another device ("cpu", "gpu" or "gpu:N"), recorded; itself where it is there already."""
+        device = arrays.canonical(device)
+        return self if device == self.device else F.to(self, device=device, back=self.device)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        if self._node is not None:
-            raise TypeError(
-                "a tracked Tensor would become an untracked array here: for x.dot(w) write x @ w, for a list of "
-                "Tensors np.stack([...]); .numpy() copies the values, .detach() cuts the graph"
-            )
+        guards.check_conversion(self)
         host = arrays.to_host(self._data) if copy else self._data
         return host if dtype is None else host.astype(dtype, copy=False)
 
@@ -306,7 +310,7 @@ class Tensor:
         if type(self._node) is Node:
             raise TypeError("only leaves can be pickled or deep-copied, not results of the graph: use .detach() first")
         state = getattr(self, "__dict__", None)
-        return _rebuild, (type(self), self._data.copy(), self._node is not None, self.name, self.grad), state
+        return _rebuild, (type(self), arrays.copy(self._data), self._node is not None, self.name, self.grad), state
 
     def __repr__(self) -> str:
         notes = [f"dtype={self.dtype}"]
@@ -340,7 +344,7 @@ class Tensor:
         return round(self._data.item(), ndigits)
 
     def __index__(self) -> int:
-        return self._data.__index__()
+        return arrays.to_host(self._data).__index__()
 
     def __bool__(self) -> bool:
         return bool(self._data)
@@ -353,7 +357,8 @@ class Tensor:
                 "t[index] = value would change values that the graph may need: write where(mask, value, t) or "
                 "concatenate([...]) instead; to change a parameter in place, do it under no_grad()"
             )
-        self._data[_index(index)] = value._data if isinstance(value, Tensor) else arrays.operand(value)
+        value = value._data if isinstance(value, Tensor) else arrays.operand(value)
+        arrays.put(self._data, _index(index, self._data), value)
         note_change(self._data)
 
     # -- gradients
@@ -364,27 +369,15 @@ class Tensor:
         `gradient`: the cotangent, like `.data`; ones for a scalar when left out. The graph is freed on the way unless
         `retain_graph`. Nothing is added to any leaf if the walk raises.
         """
-        node = self._node
-        if node is None:
-            raise RuntimeError(
-                "backward() on an untracked Tensor: nothing that it was computed from has requires_grad=True, "
-                "or it was computed under no_grad()"
-            )
-        if gradient is None:
-            if self.size != 1:
-                raise RuntimeError(
-                    f"backward() without a gradient needs a scalar, not shape {self.shape}: "
-                    "reduce it first (.sum() or .mean()), or pass gradient= of that shape"
-                )
-            g = arrays.ones_like(self._data)
-        else:
-            g = gradient._data if isinstance(gradient, Tensor) else arrays.operand(gradient)
-            if getattr(g, "shape", ()) != self.shape:
-                raise ValueError(f"backward: gradient has shape {getattr(g, 'shape', ())}, the Tensor {self.shape}")
-            g = arrays.from_host(g, self._data)
-        for leaf, found, owned in walk(node, g, retain_graph=retain_graph):
-            found = arrays.box(found if leaf.grad is None else leaf.grad + found, type(self._data))
-            leaf.grad = found if owned or leaf.grad is not None else found.copy()
+        given = gradient._data if isinstance(gradient, Tensor) else gradient
+        guards.check_seed(self, given)
+        g = arrays.ones_like(self._data) if given is None else arrays.from_host(given, self._data)
+        for leaf, found, owned in walk(self._node, g, retain_graph=retain_graph):  # type: ignore[arg-type]
+            if leaf.grad is not None:
+                found = arrays.plus(leaf.grad, found)
+            elif not owned:
+                found = arrays.copy(found)
+            leaf.grad = arrays.box(found)
 
     # -- operators and methods: each is the function of the same name
 
@@ -446,7 +439,7 @@ class Tensor:
         return F.absolute(self)
 
     def __getitem__(self, index: Any) -> Tensor:
-        return F.getitem(self, index=_index(index))
+        return F.getitem(self, index=_index(index, self._data))
 
     def __eq__(self, other: object) -> Any:
         return NotImplemented if other is None else F.equal(self, other)
@@ -466,14 +459,14 @@ class Tensor:
     def __ge__(self, other: Any) -> Array:
         return F.greater_equal(self, other)
 
-    __iadd__ = _in_place("+=", "__iadd__")
-    __isub__ = _in_place("-=", "__isub__")
-    __imul__ = _in_place("*=", "__imul__")
-    __itruediv__ = _in_place("/=", "__itruediv__")
-    __ifloordiv__ = _in_place("//=", "__ifloordiv__")
-    __imod__ = _in_place("%=", "__imod__")
-    __ipow__ = _in_place("**=", "__ipow__")
-    __imatmul__ = _in_place("@=", "__imatmul__")
+    __iadd__ = _in_place("+=", operator.iadd)
+    __isub__ = _in_place("-=", operator.isub)
+    __imul__ = _in_place("*=", operator.imul)
+    __itruediv__ = _in_place("/=", operator.itruediv)
+    __ifloordiv__ = _in_place("//=", operator.ifloordiv)
+    __imod__ = _in_place("%=", operator.imod)
+    __ipow__ = _in_place("**=", operator.ipow)
+    __imatmul__ = _in_place("@=", operator.imatmul)
 
     @property
     def T(self) -> Tensor:
@@ -564,6 +557,8 @@ class Tensor:
 class Functions:
     """The namespace of functions on Tensors: `xp` of a rule that runs on Tensors. Filled by `ops` and `numpy_api`."""
 
+    several = False  # a Tensor's operators see to its device
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"no function {name!r} on Tensors: register it with @primitive or @function")
 
@@ -581,16 +576,13 @@ def _rebuild(cls: type[Tensor], data: Array, requires_grad: bool, name: str | No
     t = _new(cls)
     t._data, t._name, t._node = data, name, Leaf(data, name) if requires_grad else None
     if grad is not None:
-        t.grad = grad.copy()  # copy.copy hands over the array itself
+        t.grad = arrays.copy(grad)  # copy.copy hands over the array itself
     return t
 
 
-def _index(index: Any) -> Any:
-    """An index as the graph may keep it: a copy, so that a later write into an index array does not reach backward."""
-    if isinstance(index, tuple):
-        return tuple(map(_index, index))
-    index = index._data if isinstance(index, Tensor) else index
-    return index.copy() if arrays.is_array(index) else index
+def _index(index: Any, a: Array) -> tuple[Any, ...]:
+    parts = index if isinstance(index, tuple) else (index,)
+    return arrays.index(tuple(part._data if isinstance(part, Tensor) else part for part in parts), a)
 
 
 def is_tracked(value: Any) -> bool:
@@ -616,8 +608,6 @@ def apply(prim: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> A
             a = a._data
             if cls is None:
                 cls = type(a)
-            elif cls is not type(a):
-                raise guards.mixed_devices(prim, [a for a in operands if isinstance(a, Tensor)])
             if node is not None:
                 tracked |= bit
                 if node.rank >= rank:
@@ -634,9 +624,11 @@ def apply(prim: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> A
         kernel = prim.kernels.get(cls) or prim.kernel(cls)
         y = kernel(*datas, **params) if params else kernel(*datas)
     except (ValueError, IndexError, TypeError) as error:
-        raise guards.kernel_error(prim, datas, error) from error
+        raise guards.kernel_error(prim.name, datas, error) from error
+    except MemoryError as error:
+        raise arrays.out_of_memory(f"{prim.name} on {guards.operands(datas)}", error, cls) from None
     if type(y) is not cls:
-        y = arrays.box(y, cls)
+        y = arrays.box(y)
     mode = current.get()
     if mode is not NORMAL:
         if mode.anomaly:
@@ -733,7 +725,8 @@ def walk(
             if parent is None or rules[i] is None or (useful is not None and parent not in useful):
                 continue
             try:
-                gi = rules[i](xp, g, *saved, **node.params)
+                rule = arrays.beside(g, rules[i]) if xp.several else rules[i]
+                gi = rule(xp, g, *saved, **node.params)
             except Exception as error:
                 error.add_note(f"in the rule of {prim.name} for operand {i}, {guards.recorded_at(node)}")
                 raise
@@ -754,11 +747,8 @@ def walk(
                 ends = type(parent) is Leaf if targets is None else parent in targets
                 if ends and gi is not g and not create_graph and _is_fresh(gi, node, saved):
                     ours.add(parent)
-            elif parent in ours:
-                old += gi
-                grads[parent] = old  # a scalar is not changed in place
             else:
-                grads[parent] = old + gi
+                grads[parent] = arrays.plus(old, gi, in_place=parent in ours)
                 if not create_graph:
                     ours.add(parent)
         if not (retain_graph or create_graph):

@@ -87,7 +87,7 @@ def jacobian(f: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Tree]
         rows = []
         for i in range(pull.y.size):
             one = F.zeros_like(pull.y.ravel())
-            one[i] = 1
+            arrays.put(one, i, 1)
             rows.append(pull(one.reshape(pull.y.shape)))
 
         def stacked(*parts: Any) -> Any:
@@ -146,7 +146,7 @@ class _Pullback:
         record = self.record or is_tracked(g)
         tied = current.get().grad and (self.open or is_tracked(g))
         if self.y._node is not None:
-            g = g.astype(self.y.dtype) if isinstance(g, Tensor) else Tensor(g, dtype=self.y.dtype)
+            g = g.astype(self.y.dtype) if isinstance(g, Tensor) else Tensor(arrays.from_host(g, self.y.data))
             if g.shape != self.y.shape:
                 raise ValueError(f"the cotangent has shape {g.shape}, the result {self.y.shape}")
             with enable_grad():
@@ -157,7 +157,7 @@ class _Pullback:
                     create_graph=record,
                     retain_graph=True,
                 )
-                found = {node: g if ours else F.copy(g) if record else g.copy() for node, g, ours in reached}
+                found = {node: g if ours else F.copy(g) if record else arrays.copy(g) for node, g, ours in reached}
         nodes = iter(self.nodes)
 
         def result(x: Tensor) -> Any:
@@ -166,7 +166,7 @@ class _Pullback:
                 g = F.zeros_like(x)
             if record:
                 return Tensor(g) if not isinstance(g, Tensor) else g if tied else g.detach()
-            return arrays.box(g, type(x._data))
+            return arrays.box(g)
 
         return tuple(_tree_map(result, x) for x in self.inputs)
 
@@ -219,7 +219,7 @@ def _product(a: Any, b: Any) -> Tensor:
         terms.append(F.sum(F.multiply(x, v)))
 
     _tree_map(term, list(a), list(b))
-    return sum(terms, Tensor(0.0))
+    return sum(terms) if terms else Tensor(0.0)
 
 
 def _tree_map(f: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:

@@ -85,18 +85,44 @@ def operands(values: Iterable[Any]) -> str:
     return " and ".join(like(v) if hasattr(v, "shape") else repr(v) for v in values)
 
 
-def kernel_error(prim: Any, datas: list[Any], error: Exception) -> Exception:
+def kernel_error(name: str, datas: list[Any], error: Exception) -> Exception:
+    mixed = arrays.mixed(datas)
+    if mixed:
+        return ValueError(f"{name}: {mixed}; move one with .to(device)")
     kind = next(kind for kind in (arrays.AxisError, IndexError, ValueError, TypeError) if isinstance(error, kind))
-    return kind(f"{prim.name}: cannot compute it on {operands(datas)}: {error}")
+    return kind(f"{name}: cannot compute it on {operands(datas)}: {error}")
+
+
+def check_conversion(t: Any) -> None:
+    """Raise where NumPy asks for the array of a Tensor and the graph, or the device, would be lost silently."""
+    if t.requires_grad:
+        raise TypeError(
+            "a tracked Tensor would become an untracked array here: for x.dot(w) write x @ w, for a list of "
+            "Tensors np.stack([...]); .numpy() copies the values, .detach() cuts the graph"
+        )
+    if t.device != "cpu":
+        raise TypeError(f"a Tensor on {t.device} is not copied to the host silently: .numpy() does it")
+
+
+def check_seed(t: Any, gradient: Any) -> None:
+    """Raise where no backward pass can begin at `t` with this cotangent (None: ones)."""
+    if not t.requires_grad:
+        raise RuntimeError(
+            "backward() on an untracked Tensor: nothing that it was computed from has requires_grad=True, "
+            "or it was computed under no_grad()"
+        )
+    if gradient is None and t.size != 1:
+        raise RuntimeError(
+            f"backward() without a gradient needs a scalar, not shape {t.shape}: "
+            "reduce it first (.sum() or .mean()), or pass gradient= of that shape"
+        )
+    shape = t.shape if gradient is None else getattr(arrays.operand(gradient), "shape", ())
+    if shape != t.shape:
+        raise ValueError(f"backward: gradient has shape {shape}, the Tensor {t.shape}")
 
 
 def not_real(prim: Any, y: Array) -> TypeError:
     return TypeError(f"{prim.name}: the result would be {y.dtype}; Tensors hold real floats, integers and booleans")
-
-
-def mixed_devices(prim: Any, tensors: Iterable[Any]) -> ValueError:
-    where = " and ".join(f"{like(a)} on {a.device}" for a in tensors)
-    return ValueError(f"{prim.name}: operands on different devices: {where}; move one with .to(device)")
 
 
 def rule_error(node: Any, parent: Any, i: int, gi: Any, error: Exception) -> Exception:

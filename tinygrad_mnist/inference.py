@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import losses, metrics, nn, ops, serialize
+from . import arrays, losses, metrics, nn, ops, serialize
 from .core import Tensor
 from .data import Preprocess
 from .modes import no_grad
@@ -61,19 +61,21 @@ def probabilities(logits: NDArray[Any]) -> NDArray[Any]:
 
 @no_grad()
 def predict(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Logits `(n, classes)` for uint8 images `(n, height, width)`, without dropout.
+    """Logits `(n, classes)` on the host for uint8 images `(n, height, width)`, on the host or the device of the model.
+    Without dropout.
 
     FloatingPointError if one is inf or nan: there is no class to read from that.
     """
     _, height, width = images.shape
     if height * width != model.sizes[0]:
         raise ValueError(f"the model takes images of {model.sizes[0]} pixels, not of {height} x {width}")
-    dtype, training = model.layers[0].weight.dtype, model.training
-    parts = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+    weight, training = model.layers[0].weight, model.training
+    parts = (arrays.place(images[i : i + BATCH], weight.data) for i in range(0, len(images), BATCH))
     model.eval()
     try:
-        with np.errstate(all="ignore"):  # the check below says it better
-            logits = np.concatenate([model(preprocess(part, dtype)).data for part in parts])
+        with np.errstate(all="ignore"), arrays.on_device_of(weight.data):  # the check below says what is wrong better
+            rows = [model(preprocess(part, weight.dtype)).data for part in parts]
+            logits = arrays.to_host(arrays.namespace(type(weight.data)).concatenate(rows))
     finally:
         model.train(training)
     if not np.isfinite(logits).all():
@@ -85,7 +87,7 @@ def evaluate(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8], l
     """What `model` says to `images`, beside their labels."""
     if labels.max() >= model.sizes[-1]:
         raise ValueError(f"the model knows the classes 0 to {model.sizes[-1] - 1}, not the label {labels.max()}")
-    return Evaluation(labels, predict(model, preprocess, images))
+    return Evaluation(arrays.to_host(labels), predict(model, preprocess, images))
 
 
 def save_model(path: str | os.PathLike[str], model: nn.MLP, preprocess: Preprocess) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from . import arrays, ops
 from .arrays import Array, Namespace
 from .core import F, Tensor
+from .modes import current
 
 
 def _per_row(xp: Any, g: Any, shape: tuple[int, ...], axis: int, reduction: str) -> Any:
@@ -35,7 +36,9 @@ def softmax_cross_entropy(logits: Any, target: Any, *, axis: int = -1, reduction
 
     `target`: integer labels of the shape of `logits` without `axis`, or probabilities of the shape of `logits`.
     Logits of shape (classes,) take one label, such as 3. `reduction`: "mean" or "sum" over the rows, or "none". Raises
-    IndexError for a label outside 0 ... classes - 1.
+    IndexError for a label outside 0 ... classes - 1, if the labels are on the host (they may be, whatever the device of
+    the logits). Labels on a GPU are checked under `detect_anomaly` only, for that waits for the GPU: check them once,
+    before they go there.
     (Goodfellow, Bengio, Courville, Deep Learning, 2016, section 6.2.2.3.)
     """
     _check(reduction)
@@ -63,7 +66,9 @@ def softmax_cross_entropy(logits: Any, target: Any, *, axis: int = -1, reduction
             f"softmax_cross_entropy: labels of shape {labels.shape} do not fit logits of shape {shape}: "
             f"expected {shape[:axis] + shape[axis + 1 :]}"
         )
-    return _cross_entropy(logits, arrays.one_hot(labels, shape[axis], axis), axis=axis, reduction=reduction)
+    if current.get().anomaly:
+        arrays.check_labels(labels, shape[axis])
+    return _cross_entropy(logits, arrays.one_hot(labels, logits._data, axis), axis=axis, reduction=reduction)
 
 
 def mse(prediction: Any, target: Any, *, reduction: str = "mean") -> Tensor:

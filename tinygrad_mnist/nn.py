@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 from . import arrays, ops
 from .arrays import Array
@@ -168,6 +168,23 @@ class Module:
         """Forget the gradients of all parameters."""
         for p in self.parameters():
             p.grad = None
+
+    def to(self, device: str) -> Self:
+        """Move all Tensors held, values and gradients kept, to "cpu", "gpu" or "gpu:N"; returns self. The parameters
+        stay the Tensors that they are. Make optimizers after this: their state lies where the parameters are."""
+        if {t.device for _, t in self._state()} == {arrays.canonical(device)}:
+            return self
+        for _, t in self._state():
+            gradient = t.grad if t.requires_grad else None
+            t._data = arrays.move(t._data, device)
+            if gradient is not None:
+                t.grad = arrays.move(gradient, device)
+        flattened: set[int] = set()
+        for module in self.modules():  # the outer before the inner, whose part of the buffer goes with it
+            if "flat" in vars(module) and id(module) not in flattened:
+                module.flatten()
+                flattened.update(map(id, module.modules()))
+        return self
 
     def train(self, mode: bool = True) -> Module:
         """Switch to training (dropout active); returns self."""

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as _np
 
+from . import arrays as _arrays
 from . import numpy_api as _numpy_api  # noqa: F401  (teaches NumPy's functions about Tensors)
 from .core import Tensor as _Tensor
 
 
 def asnumpy(a: Any) -> _np.ndarray[Any, Any]:
     """A copy in host memory, as `cupy.asnumpy`."""
-    return a.numpy() if isinstance(a, _Tensor) else _np.array(a)
+    return a.numpy() if isinstance(a, _Tensor) else _arrays.to_host(a)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
+from . import arrays, ops
 from .arrays import Array
 from .core import F, Tensor, is_tracked
 
@@ -367,7 +367,10 @@ atleast_3d = _atleast(3, lambda s: s if len(s) > 2 else (*s, 1) if len(s) == 2 e
 @function
 def broadcast_to(array: Any, shape: Any) -> Tensor:
     """Stretched to `shape`."""
-    return ops._broadcast_to(array, shape=_ints(shape))
+    shape = _ints(shape)
+    if builtins.any(n < 0 for n in shape):  # CuPy would make such an array
+        raise ValueError(f"broadcast_to: shape {shape} has a negative size")
+    return ops._broadcast_to(array, shape=shape)
 
 
 @function
@@ -377,7 +380,7 @@ def full_like(
     """`fill_value` in the shape and the dtype of `a`: recorded where it is a Tensor, a plain array otherwise."""
     a = _untracked(a)  # its values do not matter
     if not isinstance(fill_value, Tensor):
-        return np.full_like(a, fill_value, dtype, order, subok, shape)
+        return np.full_like(a, fill_value, dtype=dtype, shape=shape)
     return broadcast_to(astype(fill_value, a.dtype if dtype is None else dtype), a.shape if shape is None else shape)
 
 
@@ -556,11 +559,17 @@ def take(a: Any, indices: Any, axis: int | None = None, out: None = None, mode: 
     """The elements (or slices along `axis`) at `indices`; an index that comes twice gets both gradients."""
     if mode != "raise":
         raise TypeError(f"take: mode={mode!r} has no rule; wrap or clip the indices first")
-    indices = indices._data if isinstance(indices, Tensor) else np.asarray(indices, None if np.size(indices) else int)
+    if not hasattr(indices, "shape"):
+        indices = np.asarray(indices, None if np.size(indices) else int)
     a = _operand(a, None, out)
     if axis is None:
         a, axis = ravel(a), 0
-    return ops.getitem(a, index=(slice(None),) * _front(axis, len(_shape(a))) + (indices,))
+    return _pick(a, (slice(None),) * _front(axis, len(_shape(a))) + (indices,))
+
+
+def _pick(a: Any, index: tuple[Any, ...]) -> Tensor:
+    """a[index], where `a` need be no Tensor."""
+    return (a if isinstance(a, Tensor) else Tensor(arrays.operand(a)))[index]
 
 
 @function
@@ -573,19 +582,21 @@ def take_along_axis(arr: Any, indices: Any, axis: int | None = -1) -> Tensor:
     if len(shape) != indices.ndim:
         raise ValueError(f"take_along_axis: indices of shape {indices.shape} need as many axes as the array, {shape}")
     grid: list[Any] = list(np.ogrid[tuple(slice(n) for n in shape)])
-    grid[_front(axis, len(shape))] = _untracked(indices)
-    return ops.getitem(arr, index=tuple(grid))
+    grid[_front(axis, len(shape))] = indices
+    return _pick(arr, tuple(grid))
 
 
 @function
 def bincount(x: Any, /, weights: Any = None, minlength: int = 0) -> Any:
     """How often each integer occurs in x, a plain array; with weights, the sum of those of its occurrences."""
+    x = _untracked(x)
     if not isinstance(weights, Tensor):
-        return np.bincount(_untracked(x), weights, minlength)
-    x = np.asarray(_untracked(x), None if np.size(x) else int)
+        return np.bincount(x, weights, minlength)
+    x = x if hasattr(x, "shape") else np.asarray(x, None if np.size(x) else int)
     shape = np.bincount(x, minlength=minlength).shape
     if x.shape != weights.shape:
         raise ValueError(f"bincount: weights of shape {weights.shape} do not fit integers of shape {x.shape}")
+    x = arrays.place(x, weights.data)
     return ops._scatter_add(astype(weights, np.float64), index=(x,), shape=shape)  # float64 as in NumPy
 
 
@@ -603,7 +614,7 @@ def diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
     """The diagonal over two axes, as the last axis of the result."""
     moved = moveaxis(a, (axis1, axis2), (-2, -1))
     rows, columns = _diagonal_places(_shape(moved)[-2:], offset)
-    return ops.getitem(moved, index=(Ellipsis, rows, columns))
+    return _pick(moved, (Ellipsis, rows, columns))
 
 
 def _diagonal_places(shape: Sequence[int], offset: int) -> tuple[Array, Array]:
@@ -622,7 +633,9 @@ def diag(v: Any, k: int = 0) -> Tensor:
     if len(shape) != 1:
         raise ValueError(f"diag: needs one or two axes, not shape {shape}")
     n = shape[0] + abs(k)
-    return ops._scatter_add(v, index=_diagonal_places((n, n), k), shape=(n, n))
+    v = v if isinstance(v, Tensor) else Tensor(v)
+    places = tuple(arrays.place(part, v.data) for part in _diagonal_places((n, n), k))
+    return ops._scatter_add(v, index=places, shape=(n, n))
 
 
 @function
@@ -817,7 +830,8 @@ def _dispatch_ufunc(ufunc: Any, method: str, inputs: tuple[Any, ...], kwargs: di
     if dtype is None:
         return ours(*inputs)
     if hasattr(ours, "prim") and not ours.prim.differentiable:
-        return ours(*inputs, dtype=dtype)  # of the result alone: comparisons stay those of floats
+        y = ours(*inputs)
+        return y if y.dtype == dtype else ours(*inputs, dtype=dtype)  # CuPy would compare operands of that dtype
     inputs = tuple(np.asarray(a) if isinstance(a, (list, tuple)) else a for a in inputs)
     if not np.can_cast(np.result_type(*map(_untracked, inputs)), dtype, "same_kind"):
         raise TypeError(f"np.{name}: dtype={np.dtype(dtype)} cannot hold the result; convert it with astype")
@@ -835,7 +849,11 @@ def _dispatch_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
                 raise TypeError(f"np.{name}: {key}= is not supported on Tensors; {_INSTEAD[key]}")
         return ours(*args, **kwargs)
     if func in _QUERIES or (func in _ON_VALUES and not _any_tracked((*args, *kwargs.values()))):
-        return func(*_untracked(args), **{key: _untracked(value) for key, value in kwargs.items()})
+        values = _untracked(args)
+        if problem := arrays.mixed(values):  # CuPy would move some of them without a word
+            raise ValueError(f"np.{name}: {problem}; move one with .to(device)")
+        on_device = next(filter(arrays.is_array, values), None)
+        return arrays.beside(on_device, func)(*values, **{key: _untracked(value) for key, value in kwargs.items()})
     raise _no_rule(name)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from operator import index
 from typing import Any
 
-from .arrays import Array, Namespace
+from .arrays import Array, Namespace, mixed, move
 from .core import F, Function, Primitive, Rule, Tensor, apply, is_tracked
 
 
@@ -282,6 +282,8 @@ def _einsum_rule(xp: Any, g: Any, _y: Any, i: int, *operands: Any, subscripts: s
 def _einsum(xp: Namespace, *operands: Array, subscripts: str, optimize: Any) -> Array:
     """einsum with explicit output, no ellipsis, no letter twice in a term or in one term alone; `einsum` sees to
     that."""
+    if problem := mixed(operands):  # CuPy would move them without a word
+        raise ValueError(problem)
     return xp.einsum(subscripts, *operands, optimize=optimize)
 
 
@@ -422,6 +424,12 @@ def _norm(xp: Namespace, a: Array, *, axis: Any = None, keepdims: bool = False) 
 def identity(xp: Namespace, a: Array) -> Array:
     """a, in memory of its own."""
     return xp.copy(a)
+
+
+@primitive(lambda xp, g, *_, device, back: xp.to(g, device=back, back=device))
+def to(xp: Namespace, a: Array, *, device: str, back: str) -> Array:
+    """a on another device; `back` names the one where it is."""
+    return move(a, device)
 
 
 @primitive(lambda xp, g, *_, dtype: g)  # the walk casts

@@ -19,9 +19,6 @@ from .core import Leaf, Tensor
 Formula = Callable[..., None]  # (p, g, *state, a, b): changes p and the state in place; a and b are scratch
 
 
-_SMALL = 16384  # elements: below, the calls of a formula cost more than joining the gradients of neighbours
-
-
 class _Run(NamedTuple):
     params: list[Tensor]  # one, or small ones that are neighbours in memory
     flat: Array | None  # their memory as one axis, where the formula can work on it directly
@@ -47,10 +44,14 @@ class Optimizer:
         self.steps = 0
         # float16 cannot hold Adam's 1e-8, and loses most of a small update: its state and arithmetic are float32
         self._dtype = arrays.result_type("float32", *(p.dtype for p in self.params))
+        devices = sorted({p.device for p in self.params})
+        if len(devices) > 1:
+            raise ValueError(f"the parameters lie on {' and '.join(devices)}: move them to one device with .to(device)")
         sizes = [p.size for p in self.params]
-        self.state = {name: self._xp.zeros(sum(sizes), self._dtype) for name in self.states}
-        longest = max(*sizes, sum(n for n in sizes if n < _SMALL))
-        self._scratch = [self._xp.empty(longest, self._dtype) for _ in range(2)]
+        longest = max(*sizes, sum(n for n in sizes if self._xp.worth_joining(n)))
+        with arrays.on_device_of(self.params[0].data):
+            self.state = {name: self._xp.zeros(sum(sizes), self._dtype) for name in self.states}
+            self._scratch = [self._xp.scratch(longest, self._dtype) for _ in range(2)]
         self._live: list[Array] = []  # what the last step changed: while it stays the same, so do runs and spans
         self._runs: list[_Run] = []
         self._spans: list[guards.Span] = []
@@ -59,8 +60,9 @@ class Optimizer:
     def _xp(self) -> arrays.Namespace:  # not an attribute: an optimizer can be copied and pickled, a namespace cannot
         return arrays.namespace(type(self.params[0].data))
 
-    def _formula(self) -> Formula:
-        """The update at this step, with this step's rates."""
+    def _formula(self, xp: Any) -> Formula:
+        """The update at this step, with this step's rates. It is a sequence of calls `xp.f(..., out=array)`, of which
+        a GPU makes one kernel."""
         raise NotImplementedError
 
     def _cut(self, live: list[Tensor]) -> list[_Run]:
@@ -71,8 +73,8 @@ class Optimizer:
             end = ends[id(p)]
             params, start = [p], end - p.size
             flat = arrays.joint_view([p.data]) if p.dtype == self._dtype else None
-            if runs and runs[-1].flat is not None and max(p.size, runs[-1].params[-1].size) < _SMALL:
-                before = runs[-1].params
+            before = runs[-1].params if runs and runs[-1].flat is not None else []
+            if before and self._xp.worth_joining(max(p.size, before[-1].size)):
                 joint = arrays.joint_view([q.data for q in (*before, p)])
                 if joint is not None and ends[id(before[-1])] == start:
                     params, flat, start = [*before, p], joint, start - runs.pop().flat.size  # type: ignore[union-attr]
@@ -85,11 +87,28 @@ class Optimizer:
         live = [p for p in self.params if p.grad is not None]
         if not live:
             return
-        self.steps += 1
-        formula = self._formula()
         if len(live) != len(self._live) or any(p._data is not a for p, a in zip(live, self._live, strict=True)):
+            self._check_devices(live)
             self._live = [p._data for p in live]
             self._runs, self._spans = self._cut(live), guards.spans(self._live)
+        self.steps += 1
+        with arrays.on_device_of(self._live[0]):
+            self._update()
+        if self.steps % 512 == 0:
+            for state in self.state.values():
+                arrays.flush_subnormal(state)
+
+    def _check_devices(self, live: list[Tensor]) -> None:
+        own = arrays.device_of(self._scratch[0])
+        for p in live:
+            if p.device != own:
+                raise RuntimeError(
+                    f"a parameter has moved to {p.device}, but the state of this optimizer lies on {own}: make the "
+                    "optimizer after model.to(device)"
+                )
+
+    def _update(self) -> None:
+        formula = self._xp.fused(self._formula, self.states)
         try:
             for params, flat, rest in self._runs:
                 grads = [p._node.grad.reshape(-1) for p in params]  # type: ignore[union-attr]
@@ -103,9 +122,6 @@ class Optimizer:
                     data[...] = wide.reshape(data.shape)
         finally:  # after the writes, as everywhere; and of a step that fails midway, the first parameters have changed
             guards.changes.note(self._spans)
-        if self.steps % 512 == 0:
-            for state in self.state.values():
-                arrays.flush_subnormal(state)
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -127,7 +143,7 @@ class Optimizer:
                 raise ValueError(f"load_state_dict: {name} has shape {state[name].shape}, not {self.state[name].shape}")
         self.steps, self.lr = int(state["steps"]), float(state["lr"])
         for name in self.states:
-            self.state[name][...] = arrays.from_host(state[name], self.state[name])
+            arrays.put(self.state[name], ..., state[name])
 
 
 class SGD(Optimizer):
@@ -149,8 +165,8 @@ class SGD(Optimizer):
         self.states = ("velocity",) if momentum else ()
         super().__init__(params, lr)
 
-    def _formula(self) -> Formula:
-        xp, lr, momentum, decay = self._xp, self.lr, self.momentum, self.weight_decay
+    def _formula(self, xp: Any) -> Formula:
+        lr, momentum, decay = self.lr, self.momentum, self.weight_decay
 
         def plain(p: Array, g: Array, a: Array, _b: Array) -> None:
             if decay:
@@ -189,8 +205,8 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         super().__init__(params, lr)
 
-    def _formula(self) -> Formula:
-        xp, (b1, b2), decay, decoupled = self._xp, self.betas, self.weight_decay, self.decoupled
+    def _formula(self, xp: Any) -> Formula:
+        (b1, b2), decay, decoupled = self.betas, self.weight_decay, self.decoupled
         # The state holds m / (1 - b1) and v / (1 - b2): what is left outside the quotient is one number, two passes
         # fewer
         root = math.sqrt((1 - b2**self.steps) / (1 - b2))
@@ -228,11 +244,12 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
-def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
     """Scale all gradients, in place, so that their joint Euclidean norm is at most `max_norm`; the norm before that.
 
     `max_norm=math.inf` only measures. Raises FloatingPointError where a gradient that would be scaled is NaN or
-    infinite; gradients and parameters are then as they were, and a training loop may skip the step.
+    infinite; gradients and parameters are then as they were, and a training loop may skip the step. On a GPU nothing
+    waits for the norm: it is an array there, and instead of an error all gradients become NaN.
     """
     if not max_norm >= 0:
         raise ValueError(f"max_norm must be at least 0, not {max_norm!r}")
@@ -241,6 +258,8 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> float:
         if p.grad is not None:
             names.append(p.name or f"parameter {i}")
             grads.append(p.grad)
+    if any(arrays.device_of(g) != "cpu" for g in grads):
+        return _clip_on_device(grads, max_norm)
     wide = [g.astype(arrays.result_type("float32", g.dtype), copy=False) for g in grads]  # float16 ends at 65504
     norm = _norm(wide)
     if max_norm == math.inf or norm <= max_norm:
@@ -250,6 +269,21 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> float:
         raise FloatingPointError(f"clip_grad_norm: the norm of the gradients is {norm}, because of {bad}")
     for g, w in zip(grads, wide, strict=True):
         arrays.namespace(type(g)).multiply(w, max_norm / norm, out=g, casting="same_kind")
+    return norm
+
+
+def _clip_on_device(grads: list[Array], max_norm: float) -> Array:
+    xp = arrays.namespace(type(grads[0]))
+    if problem := arrays.mixed(grads):
+        raise ValueError(f"clip_grad_norm: {problem}; move one with .to(device)")
+    with arrays.on_device_of(grads[0]):
+        wide = (g.reshape(-1).astype("float64", copy=False) for g in grads)  # float32's squares do not overflow there
+        norm = xp.sqrt(sum(xp.vdot(g, g) for g in wide))
+        if max_norm < math.inf:
+            scale = xp.where(norm <= max_norm, 1.0, xp.where(xp.isfinite(norm), max_norm / norm, math.nan))
+            for g in grads:
+                dtype = arrays.result_type("float32", g.dtype)  # float16 cannot hold a small scale
+                xp.multiply(g, scale.astype(dtype), out=g, casting="same_kind")
     return norm
 
 

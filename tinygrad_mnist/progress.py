@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import IO, cast
 
 from .runs import Row
-from .train import Monitor, Training
+from .train import Monitor, Score, Training
 
 REFRESH = 0.1
 """Seconds between two pictures of the bar."""
@@ -58,7 +58,8 @@ class Lines(Monitor):
         for name in ("validation", "test"):
             if f"{name}_loss" in row:
                 parts.append(f"{name} {row[f'{name}_loss']:.4f}, {row[f'{name}_accuracy']:.2%}")
-        self.show("; ".join([*parts, f"{row['images_per_second']:.0f} images/s"]))
+        rate = row["images_per_second"]
+        self.show("; ".join([*parts, "emulated, no rate" if rate is None else f"{rate:.0f} images/s"]))
 
     def show(self, line: str) -> None:
         """Show one line."""
@@ -74,6 +75,7 @@ class Bar(Lines):
 
         super().start(training)
         self.done = len(training.history)
+        self.emulated = training.emulated
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -88,12 +90,14 @@ class Bar(Lines):
         self.since = time.perf_counter()
         self.progress.start()
 
-    def batch(self, images: int, loss: float, accuracy: float) -> None:
+    def batch(self, images: int, score: Score) -> None:
         self.pending += images
         now = time.perf_counter()
         if now - self.since >= REFRESH:
-            rate = self.pending / (now - self.since)
-            text = f"epoch {self.done + 1}/{self.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}; {rate:.0f} images/s"
+            loss, accuracy = score.read()
+            text = f"epoch {self.done + 1}/{self.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}"
+            if not self.emulated:
+                text += f"; {self.pending / (now - self.since):.0f} images/s"
             self.progress.update(self.task, advance=self.pending, description=text, refresh=True)
             self.pending, self.since = 0, now
 

@@ -32,7 +32,7 @@ from . import serialize
 from .recipe import CONFIG as CONFIG
 from .recipe import LARGEST, Recipe
 
-Row = dict[str, float]
+Row = dict[str, Any]  # numbers, by name; None for the times of an emulated device
 """What is known of one epoch: {"epoch": 1, "train_loss": 0.4, ...}; every row of a run has the same keys."""
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy")

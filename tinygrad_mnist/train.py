@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import losses, nn, ops, optim, plots
+from . import arrays, gpu, losses, nn, ops, optim, plots
+from .arrays import Array
 from .core import Tensor
 from .data import Dataset, Preprocess, batches, load, mnist
 from .inference import evaluate, save_model
@@ -39,6 +41,9 @@ def generator(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, epoch)))
 
 
+KEPT = {"gelu": 14, "silu": 4, "softplus": 4, "leaky_relu": 4}
+"""Arrays of the size of its layer that an activation keeps or needs at once; others need 2 at most."""
+
 # ---- the loop -----------------------------------------------------------------------------------------------------
 
 
@@ -48,8 +53,8 @@ class Monitor:
     def start(self, training: Training) -> None:
         """Before the first step. Epochs that a checkpoint brought are in `training.history`."""
 
-    def batch(self, images: int, loss: float, accuracy: float) -> None:
-        """After a step with this many images; loss and accuracy are those of the epoch so far."""
+    def batch(self, images: int, score: Score) -> None:
+        """After a step with this many images. `score.read()` gives loss and accuracy of the epoch so far."""
 
     def epoch(self, row: Row) -> None:
         """After an epoch, with its row of the history; its checkpoint is written."""
@@ -65,12 +70,37 @@ class Labelled(NamedTuple):
     labels: NDArray[np.uint8]
 
 
+class Score:
+    """Loss and accuracy of an epoch so far, summed where the model computes, so that a GPU need not be waited for."""
+
+    def __init__(self, like: Array, batch: int) -> None:
+        self._xp = arrays.namespace(type(like))
+        with arrays.on_device_of(like):
+            self._sums = self._xp.zeros(2, "float64")
+        self._loss, self._right = self._sums[:1], self._sums[1:]
+        self._batch = batch
+        self.images = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
+        """Count a step."""
+        self.images += len(labels)
+        self._loss += loss.data * (len(labels) / self._batch)  # at most 1: a large loss stays finite in its own dtype
+        self._right += self._xp.count_nonzero(logits.data.argmax(axis=1) == labels)
+
+    def read(self) -> tuple[float, float]:
+        """Mean loss and accuracy. It waits for the device."""
+        loss, right = arrays.to_host(self._sums).tolist()
+        return loss * self._batch / self.images, right / self.images
+
+
 class Training:
     """A training in progress: model, optimizer, and the history of the epochs that are done."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, device: str = "cpu") -> None:
         check_data(recipe, dataset)
         self.recipe = recipe
+        self.device = device
+        self.emulated = gpu.emulated(device)
         self.preprocess = Preprocess()
         self.train_set, self.validation_set = _split(recipe, Labelled(*dataset[:2]))
         self.test_set = Labelled(*dataset[2:])
@@ -81,7 +111,9 @@ class Training:
             dropout=recipe.dropout,
             rng=generator(recipe.seed, Stream.INIT),
             dtype=recipe.dtype,
-        )
+        ).to(device)
+        parts = {"train": self.train_set, "validation": self.validation_set, "test": self.test_set}
+        self._resident = self._placed({name: part for name, part in parts.items() if part})
         self.steps_per_epoch = math.ceil(len(self.train_set.images) / recipe.batch)
         self.optimizer = _optimizer(recipe, self.model.parameters())
         self.schedule = _schedule(recipe, recipe.epochs * self.steps_per_epoch)
@@ -90,47 +122,99 @@ class Training:
 
     def run_epoch(self, monitor: Monitor) -> None:
         """See every training image once, evaluate, and add a row to the history."""
+        with arrays.computing_on(self.device):
+            self._run_epoch(monitor)
+
+    def _run_epoch(self, monitor: Monitor) -> None:
         recipe, epoch = self.recipe, len(self.history)
         shuffle = generator(recipe.seed, Stream.SHUFFLE, epoch)
         self.model.rng = generator(recipe.seed, Stream.DROPOUT, epoch)
         self.model.train()
         start = time.perf_counter()
-        total, right, seen = 0.0, 0, 0
-        for i, (images, labels) in enumerate(batches(*self.train_set, recipe.batch, shuffle)):
-            self.optimizer.lr = self.schedule(epoch * self.steps_per_epoch + i)
-            logits = self.model(self.preprocess(images, recipe.dtype))
-            loss = self.loss(logits, labels)
-            total += float(loss) * len(labels)
-            if not math.isfinite(total):
-                raise self._diverged(f"the loss became {float(loss):.4g}")
-            try:
-                self.step(loss)
-            except FloatingPointError as error:  # of clip: the gradient is not finite
-                raise self._diverged(str(error)) from None
-
-            right += int(np.count_nonzero(logits.data.argmax(axis=1) == labels))
-            seen += len(labels)
-            monitor.batch(len(labels), total / seen, right / seen)
+        score = Score(self.model.flat, recipe.batch)
+        room = self._room()
+        try:
+            for i, (images, labels) in enumerate(self._batches(shuffle)):
+                self.optimizer.lr = self.schedule(epoch * self.steps_per_epoch + i)
+                self._train_on(images, labels, score)
+                monitor.batch(len(labels), score)
+        except MemoryError as error:
+            raise self._too_large(error, room) from None
+        train_loss, train_accuracy = score.read()
         seconds = time.perf_counter() - start
+        self._check(train_loss, "loss")
         self.model.eval()  # between epochs, and for whoever has the trained model
-        if not np.isfinite(self.model.flat).all():  # the last step: no loss has seen what it did
+        if not arrays.all_finite(self.model.flat):  # the last step: no loss has seen what it did
             raise self._diverged("a parameter became inf or nan")
 
         row: Row = {"epoch": epoch + 1, "lr": self.optimizer.lr}
-        row |= {"train_loss": total / seen, "train_accuracy": right / seen}
+        row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
         for name, part in (("validation", self.validation_set), ("test", self.test_set)):
             if part:
                 try:
-                    found = evaluate(self.model, self.preprocess, *part)
+                    found = evaluate(self.model, self.preprocess, self._images(name, part), part.labels)
                 except FloatingPointError as error:
                     raise self._diverged(str(error)) from None
                 loss_there = float(self.loss(Tensor(found.logits), found.labels))
-                if not math.isfinite(loss_there):
-                    raise self._diverged(f"the {name} loss became {loss_there:.4g}")
+                self._check(loss_there, f"{name} loss")
                 row[f"{name}_loss"] = loss_there
                 row[f"{name}_accuracy"] = found.accuracy
-        row |= {"seconds": seconds, "images_per_second": seen / seconds}
+        rate = {"seconds": seconds, "images_per_second": score.images / seconds}
+        row |= dict.fromkeys(rate) if self.emulated else rate
         self.history.append(row)
+
+    def _train_on(self, images: Array, labels: Array, score: Score) -> None:
+        logits = self.model(self.preprocess(images, self.recipe.dtype))
+        loss = self.loss(logits, labels)
+        score.add(loss, logits, labels)
+        if self.device == "cpu":  # a GPU would be waited for: there, the sum of the epoch shows it too
+            self._check(float(loss), "loss")
+        try:
+            self.step(loss)
+        except FloatingPointError as error:  # of clip: the gradient is not finite
+            raise self._diverged(str(error)) from None
+
+    def _room(self) -> int:
+        """Bytes for what one step allocates."""
+        return 0 if self.device == "cpu" else arrays.available(self.device)
+
+    def _too_large(self, error: MemoryError, room: int) -> MemoryError:
+        """The error that says which batch size would have fitted, in an epoch that began with this much room."""
+        if self.device == "cpu":
+            return error
+        # Of each pixel, at most: the byte, the number, and as much again that CuPy's pool loses to rounding. Of each
+        # other unit: what its activation keeps (below), product, sum with the bias, two cotangents; for dropout the
+        # mask, what it is made of, and the product. Of each parameter: two gradients.
+        first, *rest = self.recipe.layers
+        unit = 4 + KEPT.get(self.recipe.activation, 2) + 3 * bool(self.recipe.dropout)
+        image = self.model.flat.itemsize * (2 * first + unit * sum(rest))
+        fits = (room - 2 * self.model.flat.nbytes) // image
+        remedy = f"a batch of {2 ** (fits.bit_length() - 1)}" if fits > 0 else "not even a batch of 1"
+        asked = arrays.requested(error)
+        what = str(error) if asked is None else f"out of memory on {self.device}: {arrays.size(asked)} asked for"
+        return MemoryError(
+            f"{what}; a step with batch {self.recipe.batch} had {arrays.size(room)} at hand: {remedy} would fit"
+        )
+
+    def _placed(self, parts: dict[str, Labelled]) -> dict[str, Labelled]:
+        """The parts on the device of the model, where they take no more than half of its memory."""
+        size = sum(array.nbytes for part in parts.values() for array in part)
+        if self.device != "cpu" and size > arrays.available(self.device) / 2:
+            return {}
+        return {name: Labelled(*(arrays.move(a, self.device) for a in part)) for name, part in parts.items()}
+
+    def _batches(self, rng: np.random.Generator) -> Iterable[tuple[Array, ...]]:
+        """The training images on the device of the model, in the order that `rng` draws."""
+        if "train" in self._resident:
+            return batches(*self._resident["train"], self.recipe.batch, rng)
+        return arrays.uploads(batches(*self.train_set, self.recipe.batch, rng), self.model.flat)
+
+    def _images(self, name: str, part: Labelled) -> Array:
+        return self._resident.get(name, part).images
+
+    def _check(self, loss: float, what: str) -> None:
+        if not math.isfinite(loss):
+            raise self._diverged(f"the {what} became {loss:.4g}")
 
     def _diverged(self, what: str) -> FloatingPointError:
         """The error that says what is no longer finite, and which options of the recipe may be why."""
@@ -138,12 +222,11 @@ class Training:
         remedy = f"lower {causes}" if self.recipe.clip else f"lower {causes}, or set clip"
         return FloatingPointError(f"{what} in epoch {len(self.history) + 1}: {remedy}")
 
-    def loss(self, logits: Tensor, labels: NDArray[Any]) -> Tensor:
+    def loss(self, logits: Tensor, labels: Array) -> Tensor:
         """The recipe's loss, without the penalty on weights."""
         if self.recipe.loss == "cross_entropy":
             return losses.softmax_cross_entropy(logits, labels)
-        one_hot = labels[:, None] == np.arange(logits.shape[1])
-        return losses.mse(ops.softmax(logits), one_hot.astype(logits.dtype))
+        return losses.mse(ops.softmax(logits), arrays.one_hot(labels, logits.data, 1).astype(logits.dtype))
 
     def step(self, loss: Tensor) -> None:
         """One update of the parameters."""
@@ -174,9 +257,13 @@ class Training:
 
 
 def train(
-    recipe: Recipe, dataset: Dataset | None = None, *, run: Run | None = None, monitor: Monitor | None = None
+    recipe: Recipe, dataset: Dataset | None = None, *, run: Run | None = None, monitor: Monitor | None = None,
+    device: str = "cpu",
 ) -> Training:
     """Train as `recipe` says. With a `run`, go on from its checkpoint, if it has one, and leave the results in it.
+
+    On a GPU (`device="gpu"` or `"gpu:1"`) the data set lies there as a whole if it takes at most half of the memory
+    that is free, else its batches are copied there while the GPU computes. Random numbers are those of the CPU.
 
     Ctrl-C drops the epoch that it interrupts, saves the results of the epochs before it, and goes on its way. So does
     the FloatingPointError that is raised when a loss or a parameter is no longer finite.
@@ -184,8 +271,8 @@ def train(
     if run and run.recipe != recipe:
         raise ValueError(f"the recipe is not that of the run in {run.path}: give train(run.recipe, run=run)")
     dataset = dataset or load_data(recipe.data)
-    training = _restored(recipe, dataset, run)
     try:
+        training = _restored(recipe, dataset, run, device)
         _run_epochs(training, run, monitor or Monitor())
     except KeyboardInterrupt:
         _save_whole_epochs(run, recipe, dataset)
@@ -224,9 +311,9 @@ def _run_epochs(training: Training, run: Run | None, monitor: Monitor) -> None:
         monitor.stop()
 
 
-def _restored(recipe: Recipe, dataset: Dataset, run: Run | None) -> Training:
+def _restored(recipe: Recipe, dataset: Dataset, run: Run | None, device: str = "cpu") -> Training:
     """A training as the run's checkpoint has it, or else at its beginning."""
-    training = Training(recipe, dataset)
+    training = Training(recipe, dataset, device)
     if run and (checkpoint := run.load_checkpoint(training.fingerprint)):
         training.restore(*checkpoint)
         run.save_history(training.history)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import arrays
 from . import idx, npz
 from .files import DataError, Part, dims, open_file
 from .images import digit
@@ -68,9 +69,12 @@ def batches(
     """Iterate once over `(x[rows], y[rows])`, `batch_size` rows at a time, in an order that `rng` draws now.
 
     With `rng=None` the rows come in order, as views. The last batch holds what is left over; `drop_last` leaves it out.
+    `x` and `y` may lie on a GPU; the order, which `rng` draws on the host, then goes there once.
     """
     if len(x) != len(y):
         raise ValueError(f"batches: x has {len(x)} rows and y has {len(y)}")
+    if problem := arrays.mixed((x, y)):
+        raise ValueError(f"batches: {problem}; move one with .to(device)")
     if batch_size < 1:
         raise ValueError(f"batches: batch_size must be at least 1, got {batch_size!r}")
     if rng is not None and not isinstance(rng, np.random.Generator):
@@ -78,10 +82,10 @@ def batches(
     stop = len(x) - len(x) % batch_size if drop_last else len(x)
     if stop == 0:
         raise ValueError(f"batches: {len(x)} rows give no batch of {batch_size} with drop_last={drop_last}")
-    order = None if rng is None else rng.permutation(len(x))
+    order = None if rng is None else arrays.place(rng.permutation(len(x)), x)
     slices = (slice(start, start + batch_size) for start in range(0, stop, batch_size))
     rows = slices if order is None else (order[part] for part in slices)
-    return ((x[part], y[part]) for part in rows)
+    return (arrays.take((x, y), part) for part in rows)
 
 
 def _assemble(parts: list[Part]) -> Dataset:
