@@ -6,9 +6,17 @@ Cotangents are random and of both signs: with ones, a rule that ignores g or tak
 import zlib
 
 import numpy as np
+import pytest
 
 from tinygrad_mnist import Tensor, functional
 from tinygrad_mnist.core import F
+from tinygrad_mnist.testing import Backend
+
+HOST = Backend()  # where references are computed, whatever the backend
+# NumPy's arrays or lists as operands are what the test, or the case of it, is about; beside the Tensor of a device they
+# are an error, which test_devices holds.
+host_only = pytest.mark.only_on("numpy")
+not_strict = pytest.mark.only_on("numpy", "cupy-pretend")  # the strict double does not model the function
 
 STEP = 1e-3  # of differences: the samples keep further than two steps from kinks and from the ends of the domain
 
@@ -130,10 +138,10 @@ def check_dtypes(backend, op):
             low = as_dtype(case, dtype)
             _, g, gradients = run(backend, op, low)
             exact = as_dtype(low, np.float64)
-            references = [run(backend, op, exact, g.astype(np.float64))[2]]
+            references = [run(HOST, op, exact, g.astype(np.float64))[2]]
             for _ in range(2):
                 nudged = tuple(a * (1 + u * rng.choice([-1, 1], a.shape)) if is_float(a) else a for a in exact)
-                references.append(run(backend, op, nudged, g.astype(np.float64))[2])
+                references.append(run(HOST, op, nudged, g.astype(np.float64))[2])
             for i, gradient in gradients.items():
                 what = f"{label(op, case)}: {dtype.__name__} gradient of operand {i}"
                 assert gradient.dtype == dtype, f"{what} is {gradient.dtype}"
@@ -172,7 +180,7 @@ def check_second_order(backend, op):
 
         def slope_along(h, case=case, wrt=wrt, g=g, u=u, dx=dx, dg=dg):
             moved = [a + h * dx[i] if i in wrt else a for i, a in enumerate(case)]
-            gradients = run(backend, op, tuple(map(np.asarray, moved)), np.asarray(g + h * dg))[2]
+            gradients = run(HOST, op, tuple(map(np.asarray, moved)), np.asarray(g + h * dg))[2]
             return sum(np.sum(u[i] * gradients[i]) for i in wrt)
 
         scale = max([1.0, *(np.abs(a).max() for a in first.values() if a.size)])
@@ -213,11 +221,11 @@ def check_unchanged(backend, op):
 
 def check_each_alone(backend, op):
     """With one operand tracked and the others not, the gradient is the same: what it needs was saved."""
-    plain = Tensor if op.name.startswith("a.") else backend.array  # array.dot(t) is NumPy's: it raises
+    which = {"plain": Tensor} if op.name.startswith("a.") else {}  # array.dot(t) is NumPy's: it raises
     for case in op.cases():
         _, g, together = run(backend, op, case)
         for i in together:
-            alone = run(backend, op, case, g, only=i, plain=plain)[2]
+            alone = run(backend, op, case, g, only=i, **which)[2]
             assert list(alone) == [i]
             close(alone[i], together[i], 1e-14, f"{label(op, case)}: operand {i} alone")
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 
 import numpy as np
+import pretend_gpu
 import pytest
 import typer
 from PIL import Image
@@ -101,7 +102,8 @@ def test_train_has_every_option_of_a_recipe_with_what_it_allows_and_its_default(
 def test_train_prints_progress_then_results_and_where_they_lie(train, tmp_path):
     code, out, err = train("--out", tmp_path / "run", "--validation", "0.2")
     assert code == 0
-    first, second = err.splitlines()
+    device, first, second = err.splitlines()
+    assert device.startswith("device: cpu (no GPU: ")
     assert first.startswith("epoch 1/2: loss ")
     assert all(word in second for word in ("epoch 2/2", "accuracy", "validation", "test", "images/s"))
     assert out.splitlines()[0].split() == ["class", "precision", "recall", "F1", "images"]
@@ -144,7 +146,7 @@ def test_train_json_is_all_of_stdout(train, tmp_path):
     result = json.loads(out)
     assert code == 0
     assert result["run"] == str(tmp_path / "run")
-    assert result["epochs"] == 2
+    assert (result["epochs"], result["device"]) == (2, "cpu")
     assert 0 <= result["accuracy"] <= 1
     assert len(result["classes"]) == 10
     assert len(err.splitlines()) == 2
@@ -161,7 +163,7 @@ def test_train_opens_no_socket(train, tmp_path, monkeypatch):
 def test_divergence_is_exit_code_1(train, tmp_path):
     code, out, err = train("--out", tmp_path / "run", "--optimizer", "sgd", "--lr", "1e30", "--layers", "784,9,9,10")
     assert (code, out) == (1, "")
-    assert err.startswith("tinygrad-mnist: the loss became ")
+    assert err.splitlines()[1].startswith("tinygrad-mnist: the loss became ")
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(train, run, tmp_path, monkeypatch):
@@ -200,7 +202,8 @@ def test_a_terminal_shows_a_bar(train, tmp_path, monkeypatch):
 def test_evaluate_prints_accuracy_classes_and_preprocessing(run, model, npz):
     code, out, err = run("evaluate", model, "--data", npz)
     assert (code, err) == (0, "")
-    assert len(out.splitlines()) == 1 + 10 + 2
+    assert len(out.splitlines()) == 1 + 10 + 3
+    assert out.splitlines()[-2].startswith("Device: cpu (no GPU: ")
     assert "Test accuracy: " in out
     assert "of 200" in out
     assert out.splitlines()[-1].startswith("Preprocessing, as in training: Pixels (0 to 255) are divided by 255")
@@ -260,7 +263,8 @@ def test_info(run, monkeypatch):
     assert code == 0
     assert facts["numpy"] == np.__version__
     assert facts["threads"] == "3 (OPENBLAS_NUM_THREADS)"
-    assert facts["devices"] == "cpu"
+    assert facts["devices"].split(", ")[0] == "cpu"
+    assert facts["gpu"]["message"]  # test_gpu_detection.py knows which
     assert facts["blas"]
     assert len(run("info")[1].splitlines()) == len(facts)
 
@@ -291,12 +295,14 @@ def test_info(run, monkeypatch):
         ("train --resume r --config c", "--resume goes on as the run began: leave out --config"),
         ("train --resume r --out c", "--resume goes on as the run began: leave out --out"),
         ("train --out full", "full exists: choose another folder, or go on with the run in it by --resume"),
-        ("train --device gpu", "--device must be cpu or auto, got 'gpu': this version computes on the CPU only"),
+        ("train --device gpu:99", "--device gpu:99: "),
+        ("train --device cuda", "--device must be cpu, gpu, gpu:N or auto, got 'cuda'"),
         ("evaluate nowhere", "nowhere: no such model file"),
         ("evaluate full", "full/model.safetensors: no such model file"),
         ("evaluate full/x", "full/x: not a safetensors file"),
         ("evaluate {model} --data full/x", "full/x: expected a folder of IDX files or an .npz file"),
-        ("evaluate {model} --device gpu", "--device must be cpu or auto, got 'gpu'"),
+        ("evaluate {model} --device gpu:99", "--device gpu:99: "),
+        ("predict {model} nowhere.png --device gpu:99", "--device gpu:99: "),
         ("predict {model}", "Missing argument 'images'; see tinygrad-mnist --help"),
         ("predict {model} nowhere.png", "nowhere.png: expected a readable file, found No such file or directory"),
         ("predict {model} full/x", "full/x: expected a PNG or JPEG picture, found another kind of file"),
@@ -321,7 +327,7 @@ def test_too_little_memory_is_one_line(train, tmp_path, monkeypatch):
 
     monkeypatch.setattr(nn, "MLP", refuse)
     code, _, err = train("--out", tmp_path / "run")
-    assert (code, err) == (2, "tinygrad-mnist: Unable to allocate 1 TiB for an array\n")
+    assert (code, err.splitlines()[1:]) == (2, ["tinygrad-mnist: Unable to allocate 1 TiB for an array"])
 
 
 def test_python_m_and_the_exit_code_of_a_process(tmp_path):
@@ -474,3 +480,21 @@ def test_the_hint_how_to_go_on_is_quoted_for_the_shell(train, tmp_path, monkeypa
     monkeypatch.setattr("tinygrad_mnist.plots.curves", full_disk)
     _, _, err = train("--out", tmp_path / "my run")
     assert err.endswith(f"train --resume '{tmp_path / 'my run'}'\n")
+
+
+@pytest.mark.parametrize("backend", ["cupy-pretend"], indirect=True)
+def test_commands_compute_on_the_gpu(backend, train, run, npz, tmp_path):
+    with pretend_gpu.record() as events:
+        code, out, err = train("--device", "gpu", "--out", tmp_path / "run")
+    assert code == 0
+    assert err.startswith("device: gpu (emulated, its times are not those of a GPU: ")
+    assert "images/s" not in err
+    assert "Test accuracy: " in out
+    assert sum(event.kind == "launch" for event in events) > 100
+    for command in ("evaluate", tmp_path / "run", "--data", npz), ("predict", tmp_path / "run", npz):
+        with pretend_gpu.record() as events:
+            code, out, _ = run(*command, "--device", "gpu", "--json")
+        assert (code, json.loads(out)["device"]) == (0, "gpu")
+        assert any(event.kind == "launch" for event in events)
+        code, _, err = run(*command, "--device", "gpu:5")
+        assert (code, err.count("\n")) == (2, 1)

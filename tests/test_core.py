@@ -135,13 +135,13 @@ def test_integers_cannot_require_gradients():
         assert not t.requires_grad
 
 
-@pytest.mark.parametrize("device", ["gpu", "gpu:0", "cuda", "tpu"])
+@pytest.mark.parametrize("device", ["gpu:99", "cuda", "tpu"])
 def test_a_device_that_is_not_there(device):
     for make in (lambda: Tensor([1.0], device=device), lambda: Tensor([1.0]).to(device)):
         with pytest.raises(ValueError, match="device") as caught:
             make()
         assert device in one_sentence(caught)
-        assert "'cpu'" in str(caught.value)
+        assert re.search("'cpu'|the last one is 'gpu:", str(caught.value))
 
 
 # ---- what it is ---------------------------------------------------------------------------------------------------

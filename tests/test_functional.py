@@ -1,4 +1,7 @@
-"""grad, value_and_grad, vjp, jvp, jacobian, hessian, hvp: containers, orders, closures, and what they refuse."""
+"""grad, value_and_grad, vjp, jvp, jacobian, hessian, hvp: containers, orders, closures, and what they refuse.
+
+Tests that take `array`, which makes arrays of a backend, hold on all of them.
+"""
 
 import gc
 import weakref
@@ -21,6 +24,7 @@ from tinygrad_mnist import (
     value_and_grad,
     vjp,
 )
+from tinygrad_mnist.arrays import extent, to_host
 
 
 @pytest.fixture
@@ -28,8 +32,19 @@ def rng():
     return np.random.default_rng(7)
 
 
-def leaf(values):
-    return Tensor(np.array(values, np.float64), requires_grad=True)
+@pytest.fixture
+def array(backend):
+    return lambda values, dtype=None: backend.array(np.array(values, dtype))
+
+
+@pytest.fixture
+def leaf(array):
+    return lambda values: Tensor(array(values, np.float64), requires_grad=True)
+
+
+def host(value):
+    """An array or a Tensor, wherever it is, as an array on the host."""
+    return to_host(value.data if isinstance(value, Tensor) else value)
 
 
 def differences(f, x, h=1e-5):
@@ -53,19 +68,20 @@ def along(f, xs, vs, h=1e-5):
 # ---- arrays in, arrays out ----------------------------------------------------------------------------------------
 
 
-def test_grad_of_an_array_is_an_array_like_it():
+def test_grad_of_an_array_is_an_array_like_it(array):
     for dtype in (np.float16, np.float32, np.float64):
         for shape in ((), (3,), (2, 0), (2, 3)):
-            x = np.full(shape, 0.5, dtype)
+            x = array(np.full(shape, 0.5, dtype))
             g = grad(lambda x: np.sum(x * x))(x)
-            assert type(g) is np.ndarray
+            assert type(g) is type(x)
             assert (g.dtype, g.shape) == (dtype, shape)
             assert (g == 1).all()
 
 
-def test_value_and_grad_gives_both():
-    value, g = value_and_grad(lambda x: np.sum(x**3))(np.array([1.0, 2.0]))
-    assert type(value) is np.ndarray
+def test_value_and_grad_gives_both(array):
+    x = array([1.0, 2.0])
+    value, g = value_and_grad(lambda x: np.sum(x**3))(x)
+    assert type(value) is type(g) is type(x)
     assert value == 9
     assert g.tolist() == [3, 12]
 
@@ -76,21 +92,21 @@ def test_python_numbers_are_float32():
     assert g == 6
 
 
-def test_further_arguments_are_passed_on():
+def test_further_arguments_are_passed_on(array):
     def f(x, power, *, scale=1.0):
         return np.sum(x**power) * scale
 
-    x = np.array([1.0, 2.0])
+    x = array([1.0, 2.0])
     assert grad(f)(x, 3).tolist() == [3, 12]
     assert grad(f)(x, 2, scale=0.5).tolist() == [1, 2]
     assert grad(f, 0)(x, power=2).tolist() == [2, 4]
 
 
-def test_argnums():
+def test_argnums(array):
     def f(x, y, z):
         return np.sum(x * y + z)
 
-    x, y, z = np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0, 6.0])
+    x, y, z = array([1.0, 2.0]), array([3.0, 4.0]), array([5.0, 6.0])
     assert grad(f, 1)(x, y, z).tolist() == [1, 2]
     assert grad(f, -1)(x, y, z).tolist() == [1, 1]
     both = grad(f, (1, 0))(x, y, z)
@@ -107,48 +123,47 @@ def test_argnums():
             grad(f, argnums)(x, y, z)
 
 
-def test_one_array_as_two_arguments_is_two():
-    x = np.array([2.0, 3.0])
-    for pair in (x, Tensor(x), leaf(x)):
+def test_one_array_as_two_arguments_is_two(array):
+    x = array([2.0, 3.0])
+    for pair in (x, Tensor(x), Tensor(x, requires_grad=True)):
         gx, gy = grad(lambda a, b: np.sum(a * a * b), (0, 1))(pair, pair)
-        assert np.asarray(gx if isinstance(gx, np.ndarray) else gx.data).tolist() == [8, 18]
-        assert np.asarray(gy if isinstance(gy, np.ndarray) else gy.data).tolist() == [4, 9]
+        assert (gx.tolist(), gy.tolist()) == ([8, 18], [4, 9])
     _, pull = vjp(lambda a, b: a * a * b, x, x)
-    assert [g.tolist() for g in pull(np.ones(2))] == [[8, 18], [4, 9]]
-    _, pushed = jvp(lambda a, b: a * a * b, (x, x), (np.ones(2), np.zeros(2)))
+    assert [g.tolist() for g in pull(array([1.0, 1.0]))] == [[8, 18], [4, 9]]
+    _, pushed = jvp(lambda a, b: a * a * b, (x, x), (array([1.0, 1.0]), array([0.0, 0.0])))
     assert pushed.tolist() == [8, 18]
-    assert [np.diag(J).tolist() for J in jacobian(lambda a, b: a * a * b, (0, 1))(x, x)] == [[8, 18], [4, 9]]
+    assert [np.diag(host(J)).tolist() for J in jacobian(lambda a, b: a * a * b, (0, 1))(x, x)] == [[8, 18], [4, 9]]
 
 
-def test_one_array_twice_in_a_container_is_two():
-    x = np.array([2.0])
+def test_one_array_twice_in_a_container_is_two(array):
+    x = array([2.0])
     g = grad(lambda p: np.sum(p[0] * p[0] * p[1]))([x, x])
     assert [a.tolist() for a in g] == [[8], [4]]
 
 
-def test_results_independent_of_an_input_give_zeros():
-    x, y = np.ones((2, 3), np.float32), np.ones(4)
+def test_results_independent_of_an_input_give_zeros(array):
+    x, y = array(np.ones((2, 3), np.float32)), array(np.ones(4))
     gx, gy = grad(lambda x, y: np.sum(y), (0, 1))(x, y)
     assert (gx.shape, gx.dtype) == ((2, 3), np.float32)
     assert not gx.any()
     assert gy.all()
-    for f in (lambda x: Tensor(1.0), lambda x: 1.0, lambda x: np.float64(2), lambda x: np.argmax(x) * 1.0):
+    for f in (lambda x: Tensor(array(1.0)), lambda x: 1.0, lambda x: np.float64(2), lambda x: np.argmax(x) * 1.0):
         value, g = value_and_grad(f)(y)
-        assert np.shape(value) == ()
+        assert value.shape == ()
         assert not g.any()
         assert g.shape == (4,)
-    assert not jacobian(lambda x: np.ones(3))(y).any()
-    assert jacobian(lambda x: np.ones(3))(y).shape == (3, 4)
+    assert not jacobian(lambda x: array(np.ones(3)))(y).any()
+    assert jacobian(lambda x: array(np.ones(3)))(y).shape == (3, 4)
     assert not hessian(lambda x: np.sum(x))(y).any()
     assert not hvp(lambda x: np.sum(3 * x), y, y).any()
-    value, pushed = jvp(lambda x: np.ones(3), (y,), (y,))
+    value, pushed = jvp(lambda x: array(np.ones(3)), (y,), (y,))
     assert pushed.shape == (3,)
     assert not pushed.any()
-    assert not grad(grad(lambda x: 3 * x))(np.array(1.0)).any()
+    assert not grad(grad(lambda x: 3 * x))(array(1.0)).any()
 
 
-def test_a_function_of_the_shape_alone_is_constant():
-    assert not grad(lambda x: np.sum(x.detach() * 2))(np.ones(2)).any()
+def test_a_function_of_the_shape_alone_is_constant(array):
+    assert not grad(lambda x: np.sum(x.detach() * 2))(array(np.ones(2))).any()
 
 
 # ---- containers ---------------------------------------------------------------------------------------------------
@@ -162,79 +177,80 @@ def of_tree(p):
 
 
 def check_tree(g):
+    g = functional._tree_map(host, g)
     assert type(g) is dict
     assert list(g) == ["layers", "scale"]
     (W, b), [c] = g["layers"]
     assert type(g["layers"]) is list
     assert type(g["layers"][0]) is tuple
     assert type(g["layers"][1]) is list
-    W, b, c, s = (a.data if isinstance(a, Tensor) else a for a in (W, b, c, g["scale"]))
     assert W.tolist() == [[24, 48]]
     assert b == 20
     assert c.tolist() == [15]
-    assert s.tolist() == [12]
-    assert s.dtype == np.float32
+    assert g["scale"].tolist() == [12]
+    assert g["scale"].dtype == np.float32
 
 
-def test_containers_come_back_as_they_went_in():
-    check_tree(grad(of_tree)(TREE))
-    value, g = value_and_grad(of_tree)(TREE)
+def test_containers_come_back_as_they_went_in(array):
+    tree = functional._tree_map(array, TREE)
+    check_tree(grad(of_tree)(tree))
+    value, g = value_and_grad(of_tree)(tree)
     assert value == 68
     check_tree(g)
-    _, pull = vjp(of_tree, TREE)
-    check_tree(pull(np.array(1.0))[0])
-    tensors = functional._tree_map(Tensor, TREE)
+    _, pull = vjp(of_tree, tree)
+    check_tree(pull(array(1.0))[0])
+    tensors = functional._tree_map(Tensor, tree)
     g = grad(of_tree)(tensors)
     assert isinstance(g["scale"], Tensor)
     check_tree(g)
     two = grad(lambda p, q: np.sum(p[0] * q["a"]), (0, 1))
-    assert two([np.array([1.0])], {"a": np.array([2.0])}) == ([2], {"a": 1})
+    assert two([array([1.0])], {"a": array([2.0])}) == ([2], {"a": 1})
 
 
-def test_named_tuples():
+def test_named_tuples(array):
     class Layer(NamedTuple):
         W: Any
         b: Any
 
-    g = grad(lambda p: np.sum(p.W * p.b))(Layer(np.array([1.0, 2.0]), np.array(3.0)))
+    g = grad(lambda p: np.sum(p.W * p.b))(Layer(array([1.0, 2.0]), array(3.0)))
     assert type(g) is Layer
     assert g.W.tolist() == [3, 3]
     assert g.b == 3
 
 
-def test_a_function_may_change_the_containers_that_it_is_given():
+def test_a_function_may_change_the_containers_that_it_is_given(array):
     def f(p):
         p["W"] = p["W"] * p["layers"].pop()
         p["h"] = np.sum(p["W"])
         return p["h"]
 
-    p = {"W": np.array([1.0, 2.0]), "layers": [np.array(3.0)]}
+    p = {"W": array([1.0, 2.0]), "layers": [array(3.0)]}
     g = grad(f)(p)
     assert list(p) == list(g) == ["W", "layers"]
     assert g["W"].tolist() == [3, 3]
     assert g["layers"] == [3]
 
 
-def test_empty_containers():
-    assert grad(lambda p: np.sum(p["w"]) * 2)({"w": np.ones(1), "none": [], "nothing": {}}) == {
+def test_empty_containers(array):
+    assert grad(lambda p: np.sum(p["w"]) * 2)({"w": array(np.ones(1)), "none": [], "nothing": {}}) == {
         "w": 2, "none": [], "nothing": {},
     }
 
 
-def test_jacobian_of_containers():
-    J = jacobian(lambda p: np.outer(p["a"], p["b"][0]))({"a": np.array([1.0, 2.0]), "b": [np.array([3.0, 4.0, 5.0])]})
+def test_jacobian_of_containers(array):
+    J = jacobian(lambda p: np.outer(p["a"], p["b"][0]))({"a": array([1.0, 2.0]), "b": [array([3.0, 4.0, 5.0])]})
     assert J["a"].shape == (2, 3, 2)
     assert J["b"][0].shape == (2, 3, 3)
     assert J["a"][0, :, 0].tolist() == [3, 4, 5]
     assert J["b"][0][1, 2].tolist() == [0, 0, 2]
 
 
-def test_directions_in_dicts_are_matched_by_key_not_by_order():
+def test_directions_in_dicts_are_matched_by_key_not_by_order(array):
     def f(p):
         return 2 * np.sum(p["a"] ** 2) + np.sum(p["b"] ** 3)
 
-    x = {"a": np.ones(1), "b": np.ones(1)}
-    v = {"b": np.full(1, 10.0), "a": np.ones(1)}
+    x = {"a": array(np.ones(1)), "b": array(np.ones(1))}
+    v = {"b": array([10.0]), "a": array(np.ones(1))}
     assert hvp(f, x, v) == {"a": 4, "b": 60}
     assert jvp(f, (x,), (v,))[1] == 34
 
@@ -257,8 +273,8 @@ def test_directions_of_other_shapes_or_structure_raise():
 # ---- Tensors in, Tensors out --------------------------------------------------------------------------------------
 
 
-def test_tensors_in_tensors_out():
-    x = Tensor(np.array([1.0, 2.0]))
+def test_tensors_in_tensors_out(array):
+    x = Tensor(array([1.0, 2.0]))
     value, g = value_and_grad(lambda x: np.sum(x**3))(x)
     assert isinstance(value, Tensor)
     assert isinstance(g, Tensor)
@@ -274,9 +290,9 @@ def test_tensors_in_tensors_out():
         assert isinstance(y, Tensor)
 
 
-def test_results_of_untracked_tensors_are_untracked():
+def test_results_of_untracked_tensors_are_untracked(array, leaf):
     """Nobody can ask for their gradients, so they keep no graph: a loop of x = x - eta * grad(f)(x) stays small."""
-    x = Tensor(np.array([1.0, 2.0]))
+    x = Tensor(array([1.0, 2.0]))
 
     def f(x):
         return np.sum(x**3)
@@ -303,48 +319,50 @@ def test_results_of_untracked_tensors_are_untracked():
     assert hvp(f, x, w).requires_grad
 
 
-def test_tracked_tensors_in_the_results_reach_the_leaves():
+def test_tracked_tensors_in_the_results_reach_the_leaves(leaf):
     w = leaf([1.0, 2.0])
     value, g = value_and_grad(lambda x: np.sum(x**3))(w * 2)
     (value + np.sum(g)).backward()  # 8 w^3 and 12 w^2
-    assert np.allclose(w.grad, 24 * w.data**2 + 24 * w.data, rtol=1e-14)
+    assert np.allclose(host(w.grad), 24 * host(w) ** 2 + 24 * host(w), rtol=1e-14)
 
 
-def test_derivatives_nest_to_the_fourth_order():
-    x = np.array(1.3)
+def test_derivatives_nest_to_the_fourth_order(array):
+    x = 1.3
+    there = array(x)
     f, expected = np.sin, np.sin(x)
     for expected in (np.cos(x), -np.sin(x), -np.cos(x), np.sin(x)):
         f = grad(f)
-        assert np.isclose(f(x), expected, rtol=1e-13)
-        assert type(f(x)) is np.ndarray
+        assert np.isclose(host(f(there)), expected, rtol=1e-13)
+        assert type(f(there)) is type(there)
     third = grad(grad(grad(lambda x: x**5)))
-    assert np.isclose(third(x), 60 * x**2, rtol=1e-13)
-    assert np.isclose(third(Tensor(x)).data, 60 * x**2, rtol=1e-13)
+    assert np.isclose(host(third(there)), 60 * x**2, rtol=1e-13)
+    assert np.isclose(host(third(Tensor(there))), 60 * x**2, rtol=1e-13)
 
 
-def test_third_order_of_a_vector_function_against_differences(rng):
+def test_third_order_of_a_vector_function_against_differences(array, rng):
     x, v = rng.normal(size=3), rng.normal(size=3)
 
     def f(x):
         return np.sum(np.tanh(x) * np.exp(x[::-1] * 0.3)) * np.mean(x * x)
 
-    third = grad(lambda x: np.sum(v * hvp(f, x, v)))(x)
+    there = array(v)
+    third = host(grad(lambda x: np.sum(there * hvp(f, x, there)))(array(x)))
     assert np.allclose(third, differences(lambda x: v @ hvp(f, x, v), x), rtol=1e-6)
 
 
-def test_inner_derivatives_see_the_outer_variables():
+def test_inner_derivatives_see_the_outer_variables(array):
     """d/dy of y * d/dx (x^2 y) at x = y: no perturbation is taken for another."""
 
     def inner(y):
         return grad(lambda x: x * x * y)(y) * y  # 2 y^3
 
-    assert grad(inner)(np.array(3.0)) == 54
-    assert grad(lambda x: x * grad(lambda y: x + y)(np.array(1.0)))(np.array(1.0)) == 1
-    assert grad(lambda x: x * grad(lambda y: x + y)(Tensor(1.0)))(Tensor(1.0)).item() == 1
+    assert grad(inner)(array(3.0)) == 54
+    assert grad(lambda x: x * grad(lambda y: x + y)(array(1.0)))(array(1.0)) == 1
+    assert grad(lambda x: x * grad(lambda y: x + y)(Tensor(array(1.0))))(Tensor(array(1.0))).item() == 1
 
 
-def test_mixed_second_derivatives_commute(rng):
-    x, y = rng.normal(size=3), rng.normal(size=2)
+def test_mixed_second_derivatives_commute(array, rng):
+    x, y = array(rng.normal(size=3)), array(rng.normal(size=2))
 
     def f(x, y):
         return np.sum(np.sin(np.outer(x, y))) * np.sum(x)
@@ -352,22 +370,22 @@ def test_mixed_second_derivatives_commute(rng):
     xy = jacobian(grad(f, 0), 1)(x, y)
     yx = jacobian(grad(f, 1), 0)(x, y)
     assert xy.shape == (3, 2)
-    assert np.allclose(xy, yx.T, rtol=1e-13)
+    assert np.allclose(host(xy), host(yx).T, rtol=1e-13)
 
 
 # ---- closures over tracked leaves ---------------------------------------------------------------------------------
 
 
-def test_gradient_penalty_reaches_the_parameters(rng):
+def test_gradient_penalty_reaches_the_parameters(backend, rng):
     """The gradient with respect to the input, inside a loss that is trained: a Tensor argument keeps it recorded."""
     x = rng.normal(size=(5, 3))
-    model = nn.MLP((3, 4, 1), activation="tanh", rng=0, dtype="float64")
+    model = nn.MLP((3, 4, 1), activation="tanh", rng=0, dtype="float64").to(backend.device)
 
     def penalty(slope):
         return (np.sqrt(np.sum(slope**2, axis=1)) - 1) ** 2
 
     def loss():
-        return np.sum(penalty(grad(lambda x: np.sum(model(x)))(Tensor(x))))
+        return np.sum(penalty(grad(lambda x: np.sum(model(x)))(Tensor(backend.array(x)))))
 
     loss().backward()
     for p in model.parameters():
@@ -382,18 +400,18 @@ def test_gradient_penalty_reaches_the_parameters(rng):
 
         expected = differences(at, values)
         p.data = values
-        assert np.allclose(p.grad, expected, rtol=1e-6, atol=1e-8)
+        assert np.allclose(host(p.grad), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_closures_over_leaves_do_not_fill_them():
+def test_closures_over_leaves_do_not_fill_them(array, leaf):
     """grad asks for its arguments' gradients; a leaf inside is a constant to it."""
     w = leaf([2.0, 3.0])
-    g = grad(lambda x: np.sum(w * x * x))(np.array([1.0, 1.0]))
+    g = grad(lambda x: np.sum(w * x * x))(array([1.0, 1.0]))
     assert g.tolist() == [4, 6]
     assert w.grad is None
 
 
-def test_a_leaf_as_an_argument_is_not_filled_either():
+def test_a_leaf_as_an_argument_is_not_filled_either(leaf):
     w = leaf([2.0, 3.0])
     g = grad(lambda w: np.sum(w * w))(w)
     assert g.data.tolist() == [4, 6]
@@ -402,30 +420,30 @@ def test_a_leaf_as_an_argument_is_not_filled_either():
     assert w.grad.tolist() == [16, 24]
 
 
-def test_works_inside_no_grad():
+def test_works_inside_no_grad(array):
     with no_grad():
-        assert grad(lambda x: x * x)(np.array(3.0)) == 6
-        assert grad(grad(lambda x: x**3))(np.array(3.0)) == 18
-        assert hvp(lambda x: x**3, np.array(1.0), np.array(1.0)) == 6
+        assert grad(lambda x: x * x)(array(3.0)) == 6
+        assert grad(grad(lambda x: x**3))(array(3.0)) == 18
+        assert hvp(lambda x: x**3, array(1.0), array(1.0)) == 6
 
 
 # ---- vjp and jvp --------------------------------------------------------------------------------------------------
 
 
-def test_a_pullback_may_be_called_again(rng):
+def test_a_pullback_may_be_called_again(array, rng):
     A = rng.normal(size=(3, 2))
-    for x in (rng.normal(size=2), Tensor(rng.normal(size=2))):
-        y, pull = vjp(lambda x: np.tanh(np.dot(A, x)), x)
-        data = [a.data if isinstance(a, Tensor) else a for a in (x, y)]
-        J = (1 - data[1] ** 2)[:, None] * A
+    there = array(A)
+    for x in (array(rng.normal(size=2)), Tensor(array(rng.normal(size=2)))):
+        y, pull = vjp(lambda x: np.tanh(np.dot(there, x)), x)
+        J = (1 - host(y) ** 2)[:, None] * A
         for g in (np.array([1.0, 0, 0]), np.array([0.3, -2, 1]), np.array([1.0, 0, 0])):
-            (gx,) = pull(g)
-            assert np.allclose(gx.data if isinstance(gx, Tensor) else gx, g @ J, rtol=1e-13)
+            (gx,) = pull(array(g))
+            assert np.allclose(host(gx), g @ J, rtol=1e-13)
 
 
-def test_a_cotangent_may_be_a_list_or_have_another_dtype_but_no_other_shape():
-    x = np.ones(2, np.float32)
-    for cotangent in ([1, 2], np.array([1.0, 2.0]), Tensor(np.array([1.0, 2.0])), np.array([1, 2])):
+def test_a_cotangent_may_be_a_list_or_have_another_dtype_but_no_other_shape(array):
+    x, like = array(np.ones(2, np.float32)), array([1.0, 2.0])
+    for cotangent in ([1, 2], like, Tensor(like), array([1, 2]), np.array([1, 2])):
         for argument in (x, Tensor(x)):
             (g,) = vjp(lambda x: np.tanh(x * 2), argument)[1](cotangent)
             assert g.dtype == np.float32
@@ -434,18 +452,21 @@ def test_a_cotangent_may_be_a_list_or_have_another_dtype_but_no_other_shape():
             vjp(lambda x: x * 2, x)[1](cotangent)
 
 
-def test_jvp_against_differences(rng):
+def test_jvp_against_differences(array, rng):
     A, x, v, y, w = (rng.normal(size=s) for s in ((4, 3), 3, 3, (2, 4), (2, 4)))
 
     def f(x, y):
-        return np.tanh(np.dot(A, x)) * y + np.sum(x) ** 2
+        return np.tanh(np.dot(A if type(x) is np.ndarray else array(A), x)) * y + np.sum(x) ** 2
 
-    value, pushed = jvp(f, (x, y), (v, w))
-    assert np.array_equal(value, f(x, y))
+    expected = along(f, (x, y), (v, w))
+    xs, vs = tuple(map(array, (x, y))), tuple(map(array, (v, w)))
+    value, pushed = jvp(f, xs, vs)
+    assert np.allclose(host(value), f(x, y), rtol=1e-15)
     assert pushed.shape == (2, 4)
-    assert np.allclose(pushed, along(f, (x, y), (v, w)), rtol=1e-7, atol=1e-9)
+    assert np.allclose(host(pushed), expected, rtol=1e-7, atol=1e-9)
+    x, y, v, w = *xs, *vs
     _, pushed = jvp(lambda p: f(p["x"], p["y"][0]), ({"x": x, "y": [y]},), ({"x": v, "y": [w]},))
-    assert np.allclose(pushed, along(f, (x, y), (v, w)), rtol=1e-7, atol=1e-9)
+    assert np.allclose(host(pushed), expected, rtol=1e-7, atol=1e-9)
 
 
 def test_jvp_needs_tuples():
@@ -456,28 +477,29 @@ def test_jvp_needs_tuples():
             jvp(np.sin, xs, vs)
 
 
-def test_jvp_and_vjp_are_transposes(rng):
-    x, v, g = rng.normal(size=(2, 3)), rng.normal(size=(2, 3)), rng.normal(size=(3, 2))
+def test_jvp_and_vjp_are_transposes(array, rng):
+    x, v, g = (array(rng.normal(size=shape)) for shape in ((2, 3), (2, 3), (3, 2)))
 
     def f(x):
         return np.exp(x.T * 0.5) @ x @ x.T
 
     (pulled,) = vjp(f, x)[1](g)
-    assert np.isclose(np.sum(g * jvp(f, (x,), (v,))[1]), np.sum(pulled * v), rtol=1e-12)
+    pushed = jvp(f, (x,), (v,))[1]
+    assert np.isclose(np.sum(host(g) * host(pushed)), np.sum(host(pulled) * host(v)), rtol=1e-12)
 
 
-def test_jvp_can_be_differentiated():
+def test_jvp_can_be_differentiated(array, leaf):
     x, v = leaf([1.0, 2.0]), leaf([3.0, 5.0])
     _, pushed = jvp(lambda x: x**3, (x,), (v,))
     np.sum(pushed).backward()
-    assert np.allclose(x.grad, 6 * x.data * v.data, rtol=1e-14)
-    assert np.allclose(v.grad, 3 * x.data**2, rtol=1e-14)
-    assert grad(lambda x: jvp(lambda x: x**4, (x,), (np.array(1.0),))[1])(np.array(2.0)) == 48
+    assert np.allclose(host(x.grad), 6 * host(x) * host(v), rtol=1e-14)
+    assert np.allclose(host(v.grad), 3 * host(x) ** 2, rtol=1e-14)
+    assert grad(lambda x: jvp(lambda x: x**4, (x,), (array(1.0),))[1])(array(2.0)) == 48
 
 
-def test_dtypes_are_kept_in_every_order():
+def test_dtypes_are_kept_in_every_order(array):
     for dtype in (np.float16, np.float32, np.float64):
-        x = np.array([0.5, 0.25], dtype)
+        x = array([0.5, 0.25], dtype)
 
         def f(x):
             return np.sum(np.tanh(x) ** 2 / 3)
@@ -485,11 +507,11 @@ def test_dtypes_are_kept_in_every_order():
         for y in (
             grad(f)(x),
             hvp(f, x, x),
-            hvp(f, x, np.array([1.0, 2.0])),
+            hvp(f, x, array([1.0, 2.0])),
             hessian(f)(x),
             jacobian(lambda x: x * 2)(x),
             *jvp(f, (x,), (x,)),
-            *jvp(lambda x: x * 3, (x,), (np.ones(2),)),
+            *jvp(lambda x: x * 3, (x,), (array(np.ones(2)),)),
         ):
             assert y.dtype == dtype
 
@@ -506,45 +528,46 @@ def test_dtypes_are_kept_in_every_order():
         (lambda x: np.swapaxes(x[None] * x[:, None], 0, 2), (2, 3)),
         (lambda x: np.sum(x * x), (2, 2)),
         (lambda x: np.outer(x, x), (3,)),
-        (lambda x: x * np.ones((2, 3)), ()),
+        (lambda x: x * np.ones_like(x, shape=(2, 3)), ()),
         (lambda x: x[::-1] ** 2, (4,)),
         (lambda x: np.broadcast_to(x, (2, 3)), (3,)),
     ],
 )
-def test_jacobian_against_differences(rng, f, shape):
+def test_jacobian_against_differences(array, rng, f, shape):
     x = rng.normal(size=shape)
-    J = jacobian(f)(x)
+    J = host(jacobian(f)(array(x)))
     assert J.shape == np.shape(f(x)) + shape
     assert np.allclose(J, differences(f, x), rtol=1e-7, atol=1e-8)
-    assert np.allclose(jacobian(f)(Tensor(x)).data, J, rtol=1e-14)
+    assert np.allclose(host(jacobian(f)(Tensor(array(x)))), J, rtol=1e-14)
 
 
-def test_jacobian_of_results_and_arguments_without_elements():
-    assert jacobian(lambda x: x[:0] * 2)(np.ones(3)).shape == (0, 3)
-    assert jacobian(lambda x: np.sum(x) * np.ones(2))(np.ones((0, 3))).shape == (2, 0, 3)
-    assert jacobian(lambda x: x[:0])(Tensor(np.ones(3))).shape == (0, 3)
+def test_jacobian_of_results_and_arguments_without_elements(array):
+    assert jacobian(lambda x: x[:0] * 2)(array(np.ones(3))).shape == (0, 3)
+    assert jacobian(lambda x: np.sum(x) * array(np.ones(2)))(array(np.ones((0, 3)))).shape == (2, 0, 3)
+    assert jacobian(lambda x: x[:0])(Tensor(array(np.ones(3)))).shape == (0, 3)
 
 
-def test_jacobian_of_several_arguments():
-    A, x = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([5.0, 6.0])
+def test_jacobian_of_several_arguments(array):
+    A, x = array([[1.0, 2.0], [3.0, 4.0]]), array([5.0, 6.0])
     JA, Jx = jacobian(np.dot, (0, 1))(A, x)
     assert JA.shape == (2, 2, 2)
     assert JA[1, 1].tolist() == [5, 6]
-    assert np.array_equal(Jx, A)
-    assert np.array_equal(jacobian(np.dot, 1)(A, x), A)
+    assert np.array_equal(host(Jx), host(A))
+    assert np.array_equal(host(jacobian(np.dot, 1)(A, x)), host(A))
 
 
-def test_hessian_of_a_quadratic_form():
-    A = np.array([[2.0, 1.0], [0.0, 3.0]])
-    H = hessian(lambda x: x @ A @ x)(np.array([0.3, 0.7]))
-    assert np.allclose(H, A + A.T, rtol=1e-15)
-    assert hessian(lambda x: x**3)(np.array(2.0)) == 12
-    assert hessian(lambda y, x: np.sum(y) * np.sum(x**2), 1)(np.ones(3), np.ones((1, 2))).shape == (1, 2, 1, 2)
+def test_hessian_of_a_quadratic_form(array):
+    A = array([[2.0, 1.0], [0.0, 3.0]])
+    H = hessian(lambda x: x @ A @ x)(array([0.3, 0.7]))
+    assert np.allclose(host(H), host(A + A.T), rtol=1e-15)
+    assert hessian(lambda x: x**3)(array(2.0)) == 12
+    second = hessian(lambda y, x: np.sum(y) * np.sum(x**2), 1)
+    assert second(array(np.ones(3)), array(np.ones((1, 2)))).shape == (1, 2, 1, 2)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "softplus"])
-def test_hessian_of_a_two_layer_network_equals_differences_of_its_gradient(rng, activation):
-    x, labels = rng.normal(size=(6, 3)), np.array([0, 1, 2, 1, 0, 2])
+def test_hessian_of_a_two_layer_network_equals_differences_of_its_gradient(array, rng, activation):
+    x, labels = array(rng.normal(size=(6, 3))), np.array([0, 1, 2, 1, 0, 2])
     act = getattr(Tensor, activation, None) or nn.ACTIVATIONS[activation]
     sizes = [(3, 4), (4,), (4, 3), (3,)]
     cuts = np.cumsum([int(np.prod(s)) for s in sizes])
@@ -554,23 +577,23 @@ def test_hessian_of_a_two_layer_network_equals_differences_of_its_gradient(rng, 
         W1, b1, W2, b2 = (np.reshape(p, s) for p, s in zip(np.split(theta, cuts[:-1]), sizes, strict=True))
         return softmax_cross_entropy(act(x @ W1 + b1) @ W2 + b2, labels)
 
-    H = hessian(loss)(theta)
+    H = host(hessian(loss)(array(theta)))
     assert H.shape == (31, 31)
     assert np.abs(H).max() > 0.05
-    assert np.allclose(H, differences(grad(loss), theta), rtol=0, atol=1e-9)
+    assert np.allclose(H, differences(lambda theta: host(grad(loss)(array(theta))), theta), rtol=0, atol=1e-9)
     assert np.allclose(H, H.T, rtol=0, atol=1e-15)
     v = rng.normal(size=31)
-    assert np.allclose(hvp(loss, theta, v), H @ v, rtol=0, atol=1e-14)
+    assert np.allclose(host(hvp(loss, array(theta), array(v))), H @ v, rtol=0, atol=1e-14)
 
 
-def test_hvp_of_containers_is_a_container_like_them(rng):
+def test_hvp_of_containers_is_a_container_like_them(array, rng):
     p = {"W": rng.normal(size=(2, 2)), "b": [rng.normal(size=2)]}
     v = {"W": rng.normal(size=(2, 2)), "b": [rng.normal(size=2)]}
 
     def f(p):
         return np.sum(np.tanh(p["W"] @ p["b"][0]) ** 2)
 
-    Hv = hvp(f, p, v)
+    Hv = functional._tree_map(host, hvp(f, functional._tree_map(array, p), functional._tree_map(array, v)))
     h = 1e-5
     ahead = grad(f)({"W": p["W"] + h * v["W"], "b": [p["b"][0] + h * v["b"][0]]})
     behind = grad(f)({"W": p["W"] - h * v["W"], "b": [p["b"][0] - h * v["b"][0]]})
@@ -592,40 +615,47 @@ ALIASING = [
 ]
 
 
+def apart(a, b):
+    (start, end), (other, last) = extent(a), extent(b)
+    return end <= other or last <= start
+
+
 @pytest.mark.parametrize("f", ALIASING)
-@pytest.mark.parametrize("kind", [np.array, Tensor, leaf])
-def test_results_never_alias_inputs_or_the_cotangent(f, kind):
-    x = kind(np.array([[1.0, 2.0], [3.0, 4.0]]))
+@pytest.mark.parametrize("kind", [lambda a: a, Tensor, lambda a: Tensor(a, requires_grad=True)])
+def test_results_never_alias_inputs_or_the_cotangent(array, f, kind):
+    x = kind(array([[1.0, 2.0], [3.0, 4.0]]))
     y, pull = vjp(f, x)
-    g = np.ones(y.shape)
+    g = array(np.ones(y.shape))
     seeds = (g, Tensor(g)) if isinstance(x, Tensor) else (g,)
     for seed in seeds:
         first, second = pull(seed)[0], pull(seed)[0]
         arrays = [a.data if isinstance(a, Tensor) else a for a in (first, second, x)] + [g]
         for i, a in enumerate(arrays):
-            assert all(not np.shares_memory(a, b) for b in arrays[:i])
+            assert all(apart(a, b) for b in arrays[:i])
         arrays[0][...] = 7  # and may be written to
         assert (g == 1).all()
 
 
-def test_gradients_of_two_arguments_do_not_alias_each_other():
-    for kind in (np.array, Tensor):
-        a, b = vjp(lambda x, y: x + y, kind(np.ones(2)), kind(np.ones(2)))[1](np.ones(2))
-        assert not np.shares_memory(*[g.data if isinstance(g, Tensor) else g for g in (a, b)])
-        a, b = grad(lambda p: np.sum(p[0] + p[1]))([kind(np.ones(2)), kind(np.ones(2))])
-        assert not np.shares_memory(*[g.data if isinstance(g, Tensor) else g for g in (a, b)])
+def test_gradients_of_two_arguments_do_not_alias_each_other(array):
+    ones = array(np.ones(2))
+    for kind in (lambda a: a, Tensor):
+        x, y = kind(ones), kind(array(np.ones(2)))
+        a, b = vjp(lambda x, y: x + y, x, y)[1](ones)
+        assert apart(*[g.data if isinstance(g, Tensor) else g for g in (a, b)])
+        a, b = grad(lambda p: np.sum(p[0] + p[1]))([x, y])
+        assert apart(*[g.data if isinstance(g, Tensor) else g for g in (a, b)])
 
 
-def test_inputs_and_cotangents_are_not_written_to(rng):
-    arrays = [rng.normal(size=(2, 2)) for _ in range(3)]
-    before = [a.copy() for a in arrays]
+def test_inputs_and_cotangents_are_not_written_to(backend, rng):
+    arrays = [backend.array(rng.normal(size=(2, 2))) for _ in range(3)]
+    before = [a.tobytes() for a in arrays]
     for a in arrays:
-        a.flags.writeable = False
+        backend.freeze(a)
     x, v, g = arrays
     vjp(lambda x: np.tanh(x) @ x, x)[1](g)
     jvp(lambda x: np.tanh(x) @ x, (x,), (v,))
     hvp(lambda x: np.sum(np.tanh(x) @ x), x, v)
-    assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True))
+    assert [a.tobytes() for a in arrays] == before
 
 
 def test_loops_over_tensors_keep_no_graph():
@@ -670,15 +700,15 @@ def test_integers_have_no_derivatives():
             call()
 
 
-def test_integer_arguments_that_are_not_asked_about_are_fine():
-    assert grad(lambda x, n: np.sum(x) * n)(np.ones(2), 3).tolist() == [3, 3]
-    assert grad(lambda x, i: np.sum(x[i]))(np.ones(3), np.array([0, 0])).tolist() == [2, 0, 0]
+def test_integer_arguments_that_are_not_asked_about_are_fine(array):
+    assert grad(lambda x, n: np.sum(x) * n)(array(np.ones(2)), 3).tolist() == [3, 3]
+    assert grad(lambda x, i: np.sum(x[i]))(array(np.ones(3)), array([0, 0])).tolist() == [2, 0, 0]
 
 
-def test_grad_needs_a_scalar():
+def test_grad_needs_a_scalar(array):
     with pytest.raises(TypeError, match=r"grad needs a scalar result, but its shape is \(2,\): use jacobian or vjp"):
-        grad(lambda x: x * 2)(np.ones(2))
-    assert grad(lambda x: np.sum(x, keepdims=True))(np.ones((1, 2))).shape == (1, 2)
+        grad(lambda x: x * 2)(array(np.ones(2)))
+    assert grad(lambda x: np.sum(x, keepdims=True))(array(np.ones((1, 2)))).shape == (1, 2)
 
 
 def test_a_function_returns_one_tensor():
@@ -700,12 +730,12 @@ def test_an_inner_derivative_sees_the_outer_variable():
     assert grad(lambda x: x * grad(lambda y: x * y)(1.0))(x).item() == 4.0
 
 
-def test_tracked_cotangents_and_directions_are_differentiated():
-    x, ones = np.array([1.0, 2.0]), np.ones(2)
+def test_tracked_cotangents_and_directions_are_differentiated(array):
+    x, ones = array([1.0, 2.0]), array(np.ones(2))
     _, pull = vjp(lambda x: x * x, x)
-    assert np.array_equal(grad(lambda g: np.sum(pull(g)[0]))(ones), 2 * x)
-    assert np.array_equal(grad(lambda v: np.sum(jvp(lambda x: x * x, (x,), (v,))[1]))(ones), 2 * x)
-    assert np.array_equal(grad(lambda v: np.sum(hvp(lambda x: np.sum(x**3), x, v)))(ones), 6 * x)
+    assert grad(lambda g: np.sum(pull(g)[0]))(ones).tolist() == [2, 4]
+    assert grad(lambda v: np.sum(jvp(lambda x: x * x, (x,), (v,))[1]))(ones).tolist() == [2, 4]
+    assert grad(lambda v: np.sum(hvp(lambda x: np.sum(x**3), x, v)))(ones).tolist() == [6, 12]
     direction = Tensor(ones, requires_grad=True)
     np.sum(hvp(lambda x: np.sum(x**3), x, direction)).backward()
-    assert np.array_equal(direction.grad, 6 * x)
+    assert direction.grad.tolist() == [6, 12]

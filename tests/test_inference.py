@@ -14,8 +14,9 @@ from tinygrad_mnist.runs import Run
 from tinygrad_mnist.train import Training, train
 
 
-def test_predictions_are_those_of_the_same_arithmetic_in_numpy():
-    training = train(replace(RECIPE, epochs=1), dataset())  # with dropout, which predicting must not draw
+def test_predictions_are_those_of_the_same_arithmetic_in_numpy(backend):
+    # with dropout, which predicting must not draw
+    training = train(replace(RECIPE, epochs=1), dataset(), device=backend.device)
     images, labels = training.test_set
     w1, b1, w2, b2 = (p.numpy() for p in training.model.parameters())
     x = images.reshape(len(images), -1).astype(np.float32) / 255
@@ -25,8 +26,8 @@ def test_predictions_are_those_of_the_same_arithmetic_in_numpy():
     assert found.accuracy == np.mean(expected.argmax(axis=1) == labels)
 
 
-def test_predictions_in_several_batches_are_in_order(monkeypatch):
-    training = Training(RECIPE, dataset())
+def test_predictions_in_several_batches_are_in_order(backend, monkeypatch):
+    training = Training(RECIPE, dataset(), backend.device)
     whole = predict(training.model, training.preprocess, training.test_set.images)
     monkeypatch.setattr("tinygrad_mnist.inference.BATCH", 64)
     parts = predict(training.model, training.preprocess, training.test_set.images)
@@ -34,8 +35,8 @@ def test_predictions_in_several_batches_are_in_order(monkeypatch):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_predicting_leaves_the_model_in_the_mode_it_was_in(training):
-    model = nn.MLP((784, 5, 10), dropout=0.5, rng=0).train(training)
+def test_predicting_leaves_the_model_in_the_mode_it_was_in(backend, training):
+    model = nn.MLP((784, 5, 10), dropout=0.5, rng=0).train(training).to(backend.device)
     images = dataset()[2]
     predict(model, data.Preprocess(), images)
     assert model.training is training
@@ -44,8 +45,8 @@ def test_predicting_leaves_the_model_in_the_mode_it_was_in(training):
     assert model.training is training
 
 
-def test_a_model_without_parameters_to_train_predicts_too():
-    model, images = nn.MLP((784, 5, 10), rng=0), dataset()[2]
+def test_a_model_without_parameters_to_train_predicts_too(backend):
+    model, images = nn.MLP((784, 5, 10), rng=0).to(backend.device), dataset()[2]
     before = predict(model, data.Preprocess(), images)
     for p in model.parameters():
         p.requires_grad = False
@@ -66,14 +67,16 @@ def test_an_evaluation_reports_loss_accuracy_and_classes():
     assert report["confusion"] == evaluation.confusion.tolist() == [[1, 1], [0, 1]]
 
 
-def test_a_model_file_brings_model_and_preprocessing_back(tmp_path):
-    model = nn.MLP((784, 5, 10), "tanh", rng=0)
+def test_a_model_file_brings_model_and_preprocessing_back(backend, tmp_path):
+    model = nn.MLP((784, 5, 10), "tanh", rng=0).to(backend.device)
     preprocess = data.Preprocess(mean=0.13, std=0.31)
     save_model(tmp_path / "m.safetensors", model, preprocess)
     loaded, recorded = load_model(tmp_path / "m.safetensors")
     images = dataset()[2]
     assert recorded == preprocess
-    assert np.array_equal(predict(loaded, recorded, images), predict(model, preprocess, images))
+    expected = predict(model, preprocess, images)
+    np.testing.assert_allclose(predict(loaded, recorded, images), expected, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(predict(loaded.to(backend.device), recorded, images), expected)
 
 
 def test_a_model_file_without_preprocessing_is_refused(tmp_path):
@@ -89,16 +92,16 @@ def test_a_file_that_holds_arrays_is_no_model(tmp_path):
         load_model(tmp_path / "m.safetensors")
 
 
-def test_images_or_labels_that_do_not_fit_the_model():
-    model, preprocess = nn.MLP((784, 5), rng=0), data.Preprocess()
+def test_images_or_labels_that_do_not_fit_the_model(backend):
+    model, preprocess = nn.MLP((784, 5), rng=0).to(backend.device), data.Preprocess()
     with pytest.raises(ValueError, match="the model takes images of 784 pixels, not of 14 x 28"):
         predict(model, preprocess, dataset()[2][:, ::2])
     with pytest.raises(ValueError, match="the model knows the classes 0 to 4, not the label 9"):
         evaluate(model, preprocess, *dataset()[2:])
 
 
-def test_an_output_that_is_not_finite_is_an_error():
-    model = nn.MLP((784, 10), rng=0)
+def test_an_output_that_is_not_finite_is_an_error(backend):
+    model = nn.MLP((784, 10), rng=0).to(backend.device)
     model.flat[:] = np.nan
     for act in (lambda: predict(model, data.Preprocess(), dataset()[2]),
                 lambda: evaluate(model, data.Preprocess(), *dataset()[2:])):

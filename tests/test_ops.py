@@ -9,20 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checks import check_mixed_dtypes, checks_of, run
+from checks import check_mixed_dtypes, checks_of, host_only, not_strict, run
 
 import tinygrad_mnist
 from tinygrad_mnist import Tensor, losses, mse, numpy_api, ops, softmax_cross_entropy
-from tinygrad_mnist.arrays import NUMPY
+from tinygrad_mnist.arrays import NUMPY, AxisError, place
 from tinygrad_mnist.core import F
-from tinygrad_mnist.testing import BACKENDS, OPS
+from tinygrad_mnist.testing import OPS
 
 FLOATS = (np.float64, np.float32, np.float16)
-
-
-@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
-def backend(request):
-    return request.param
 
 
 def tracked(backend, values, dtype=np.float64):
@@ -35,6 +30,41 @@ def gradient(backend, f, *values, dtype=np.float64):
     F.sum(f(*tensors)).backward()
     grads = [backend.host(t.grad) for t in tensors]
     return grads[0] if len(grads) == 1 else grads
+
+
+# ---- where CuPy differs, as its documentation says ----------------------------------------------------------------
+
+# What it refuses: the call, its error, and what the message says. Cases that need NumPy's way are marked `differs`.
+REFUSED_BY_CUPY = {
+    "sum(a, 0) of no axes": (lambda t: np.sum(t[0, 0], 0), AxisError, "axis 0 is out of bounds"),
+    "softmax(a) of no axes": (lambda t: F.softmax(t[0, 0]), AxisError, "axis -1 is out of bounds"),
+    "all(a, where=)": (lambda t: np.all(t, where=t > 0), TypeError, "unexpected keyword argument 'where'"),
+    "matmul(a, 2.0)": (lambda t: np.matmul(t, 2.0), TypeError, "matmul: cannot compute it on float64"),
+}
+
+
+def differs(name):
+    assert name in REFUSED_BY_CUPY
+    return host_only
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_CUPY)
+def test_what_cupy_refuses_is_an_error_on_devices(device, name):
+    call, error, message = REFUSED_BY_CUPY[name]
+    with pytest.raises(error, match=message):
+        call(Tensor(np.ones((2, 2)), device=device))
+
+
+@differs("sum(a, 0) of no axes")
+@pytest.mark.parametrize("f", [np.sum, np.prod, np.max, np.min])
+def test_an_array_without_axes_is_reduced_along_axis_0_or_the_last(backend, f):
+    assert gradient(backend, lambda t: 2 * f(t, 0) + f(t, -1), 5.0) == 3
+
+
+@differs("softmax(a) of no axes")
+def test_softmax_of_an_array_without_axes(backend):
+    for f in F.softmax, F.log_softmax:
+        assert gradient(backend, f, 5.0) == 0
 
 
 # ---- the table ----------------------------------------------------------------------------------------------------
@@ -91,7 +121,7 @@ def test_every_promised_operation_has_a_row():
 def test_every_differentiable_function_has_a_row():
     primitives = {name: getattr(f, "prim", None) for name, f in vars(F).items()}
     constant = {name for name, prim in primitives.items() if prim is not None and not prim.differentiable}
-    inside = {"bincount", "identity", "scatter_add", "getitem", "around"}
+    inside = {"bincount", "identity", "scatter_add", "getitem", "around", "to"}
     public = {name for name in vars(F) if not name.startswith(("_", "planted"))} - constant - inside
     assert sorted(name for name in public if not in_table(name)) == []
 
@@ -175,7 +205,7 @@ def test_rules_build_no_arrays_of_a_fixed_dtype():
         (np.sign, [-2, 0, 2], [0, 0, 0]),
         (lambda t: np.maximum(0, t), [-1, 0, 1], [0, 0, 1]),
         (lambda t: np.maximum(t, 0.0), [-1, 0, 1], [0, 0, 1]),
-        (lambda t: np.maximum(t, np.zeros(3)), [-1, 0, 1], [0, 0, 1]),
+        (lambda t: np.maximum(t, np.zeros_like(t)), [-1, 0, 1], [0, 0, 1]),
         (lambda t: np.minimum(t, 0), [-1, 0, 1], [1, 0, 0]),
         (lambda t: np.fmax(0, t), [-1, 0, 1], [0, 0, 1]),
         (lambda t: np.fmin(t, 0), [-1, 0, 1], [1, 0, 0]),
@@ -199,7 +229,7 @@ def test_rules_build_no_arrays_of_a_fixed_dtype():
         (lambda t: t**1, [-1, 0, 2], [1, 1, 1]),
         (lambda t: t**2, [-1, 0, 2], [-2, 0, 4]),
         (lambda t: t**3, [-1, 0, 2], [3, 0, 12]),
-        (lambda t: np.zeros(2) ** t, [1, 2], [0, 0]),
+        (lambda t: np.zeros_like(t) ** t, [1, 2], [0, 0]),
         (lambda t: np.nan_to_num(t), [np.nan, np.inf, -np.inf, 1], [0, 0, 0, 1]),
         (np.nansum, [np.nan, 1], [0, 1]),
         (np.sort, [2, 1, 2, 1], [1, 1, 1, 1]),
@@ -247,12 +277,13 @@ def test_indices_that_come_twice_get_both_gradients(backend):
         lambda t: np.ones_like(t, shape=(2, 2)),
         lambda t: np.any(t, (0, 1)),
         lambda t: np.any(t, None, None, True),
-        lambda t: np.all(t, where=t > 0),
+        pytest.param(lambda t: np.all(t, where=t > 0), marks=differs("all(a, where=)")),
         lambda t: np.count_nonzero(t, 0),
         lambda t: np.greater(t, 0.5, dtype=bool),
         lambda t: np.floor(t, dtype=np.float64),
         lambda t: np.bincount(t[0] > 0),
-        lambda t: np.bincount([1, 1], minlength=3) + 0 * np.argmax(t),
+        lambda t: np.bincount(t[0] > 0, minlength=3),
+        pytest.param(lambda t: np.bincount([1, 1], minlength=3) + 0 * np.argmax(t), marks=host_only),
         lambda t: np.argpartition(t, 1, axis=1)[:, 1],
         lambda t: np.any(t, axis=0),
         lambda t: np.all(t, 1),
@@ -262,8 +293,9 @@ def test_indices_that_come_twice_get_both_gradients(backend):
         lambda t: t != 0.5,
         lambda t: t < 0,
         lambda t: 0 <= t,  # noqa: SIM300  (the reflected operator)
-        lambda t: t > np.zeros(3),
-        lambda t: np.ones((2, 3)) >= t,
+        lambda t: t > np.zeros_like(t[0]),
+        lambda t: np.ones_like(t) >= t,
+        pytest.param(lambda t: np.ones((2, 3)) >= t, marks=host_only),
         lambda t: np.equal(t, t),
         lambda t: np.greater(0, t),
         lambda t: np.logical_and(t > 0, t < 1),
@@ -272,7 +304,8 @@ def test_indices_that_come_twice_get_both_gradients(backend):
         lambda t: np.allclose(t, t),
         lambda t: np.array_equal(t, t + 1),
         lambda t: np.isclose(t, 0.5),
-        lambda t: np.searchsorted([0, 1], t),
+        lambda t: np.searchsorted(np.ones_like(t[0]), t),
+        pytest.param(lambda t: np.searchsorted([0, 1], t), marks=host_only),
         lambda t: np.full_like(t, 2.5),
         lambda t: np.result_type(t, np.float32),
         lambda t: len(t),
@@ -280,11 +313,11 @@ def test_indices_that_come_twice_get_both_gradients(backend):
 )
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_constant_derivative_gives_what_numpy_gives(backend, call, dtype):
-    values = np.array([[-1.25, 0.5, 0.55], [2.0, 0.0, -0.5]], dtype)
+    values = np.array([[-1.25, 0.5, 0.56], [2.0, 0.0, -0.5]], dtype)
     actual, expected = call(tracked(backend, values, dtype)), call(values)
     assert not isinstance(actual, Tensor)
-    if isinstance(expected, tuple):
-        assert [np.array_equal(a, b) for a, b in zip(actual, expected, strict=True)] == [True] * len(expected)
+    if call is np.nonzero:
+        np.testing.assert_array_equal([backend.host(a) for a in actual], expected)
     elif isinstance(expected, (np.ndarray, np.generic)):
         np.testing.assert_array_equal(backend.host(actual), expected, strict=isinstance(expected, np.ndarray))
     else:
@@ -345,11 +378,12 @@ PLAIN_RESULTS = {
     ("name", "call"),
     [
         ("unique", np.unique),
-        ("unique", lambda t: np.unique(ar=t, return_counts=True)),
+        pytest.param("unique", lambda t: np.unique(ar=t, return_counts=True), marks=not_strict),
         ("histogram", np.histogram),
-        ("histogram", lambda t: np.histogram([1.0, 2.0], weights=t)),
-        ("histogram", lambda t: np.histogram([1.0, 2.0], bins=[0, 3], weights=t)),
-        ("histogram", lambda t: np.histogram(t.data, [0, t[0], 3], weights=t)),
+        pytest.param("histogram", lambda t: np.histogram(t.data, weights=t), marks=not_strict),
+        pytest.param("histogram", lambda t: np.histogram(t.data, bins=[0, 3], weights=t), marks=not_strict),
+        pytest.param("histogram", lambda t: np.histogram(t.data, [0, t[0], 3], weights=t), marks=host_only),
+        pytest.param("histogram", lambda t: np.histogram([1.0, 2.0], weights=t), marks=host_only),
     ],
 )
 def test_floats_made_of_a_tracked_tensor_do_not_come_back_plain(backend, name, call):
@@ -359,6 +393,7 @@ def test_floats_made_of_a_tracked_tensor_do_not_come_back_plain(backend, name, c
     call(t.detach())
 
 
+@host_only
 @pytest.mark.parametrize("f", [lambda t: np.full_like(t, [t[0], 1.0]), lambda t: np.bincount(t > 0, [t[0], 1.0])])
 def test_a_tracked_tensor_in_a_list_does_not_drop_either(backend, f):
     with pytest.raises(TypeError, match="untracked array"):
@@ -430,6 +465,7 @@ def test_a_tracked_tensor_does_not_become_an_array(backend, convert):
         convert(tracked(backend, [1.0, 2.0]))
 
 
+@host_only  # to the host no Tensor comes silently: test_devices
 def test_an_untracked_tensor_becomes_an_array(backend):
     t = Tensor(backend.array(np.array([1.0, 2.0])))
     assert backend.host(np.asarray(t)).tolist() == [1, 2]
@@ -438,9 +474,11 @@ def test_an_untracked_tensor_becomes_an_array(backend):
 
 def test_in_place_operators_on_arrays_raise(backend):
     t = tracked(backend, [1.0, 2.0])
+    # CuPy does not ask a foreign operand
+    message = r"in-place operator.*write a new name" if backend.name == "numpy" else "Unsupported type .*Tensor"
     for operator in "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imod__":
         array = backend.array(np.ones(2))
-        with pytest.raises(TypeError, match=r"in-place operator.*write a new name"):
+        with pytest.raises(TypeError, match=message):
             getattr(array, operator)(t)
         assert backend.host(array).tolist() == [1, 1]
 
@@ -531,34 +569,59 @@ def test_python_sum_and_iteration(backend):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda t: np.stack([t[0], 1.0]),
-        lambda t: np.hstack([t, 2.0, t[0]]),
-        lambda t: np.vstack([t, [3.0, 4.0]]),
-        lambda t: np.concatenate([t, [3.0, 4.0], (5.0,), np.ones(1)]),
-        lambda t: np.column_stack([t, [1, 2]]),
-        lambda t: np.outer(t, [1, 2]),
-        lambda t: np.outer(t, 2),
-        lambda t: np.kron(2, t),
-        lambda t: np.kron([1, 2], t),
-        lambda t: np.dot([1, 2], t),
-        lambda t: np.inner(t, (1, 2)),
-        lambda t: np.matmul([[1, 2], [3, 4]], t),
-        lambda t: np.tensordot([[1, 2], [3, 4]], t, 1),
-        lambda t: np.einsum("i,i", [1, 2], t),
-        lambda t: np.where([True, False], t, [1, 2]),
         lambda t: np.where(True, t, 0),
-        lambda t: np.select([[True, False]], [t], 3),
-        lambda t: np.maximum([0, 9], t),
-        lambda t: np.clip(t, [0, 2], 5),
+        lambda t: np.maximum(2, t),
+        lambda t: np.clip(t, 2, 5),
+        lambda t: np.select([t > 2], [t], 3),
         lambda t: np.take(t, (0, 1)),
-        lambda t: t + [1, 2],  # noqa: RUF005
-        lambda t: [1, 2] * t,
-        lambda t: (1, 2) - t,
-        lambda t: t @ [1, 2],
-        lambda t: [[1, 2], [3, 4]] @ t,
     ],
 )
-def test_numbers_and_lists_are_operands_as_in_numpy(backend, call):
+def test_numbers_are_operands_as_in_numpy(backend, call):
+    equals_numpy(backend, call)
+
+
+HOST_OPERANDS = [  # lists, arrays, and numbers where they become arrays
+    lambda t: np.stack([t[0], 1.0]),
+    lambda t: np.hstack([t, 2.0, t[0]]),
+    lambda t: np.vstack([t, [3.0, 4.0]]),
+    lambda t: np.concatenate([t, [3.0, 4.0], (5.0,), np.ones(1)]),
+    lambda t: np.column_stack([t, [1, 2]]),
+    lambda t: np.outer(t, [1, 2]),
+    lambda t: np.outer(t, 2),
+    lambda t: np.kron(2, t),
+    lambda t: np.kron([1, 2], t),
+    lambda t: np.dot([1, 2], t),
+    lambda t: np.inner(t, (1, 2)),
+    lambda t: np.matmul([[1, 2], [3, 4]], t),
+    lambda t: np.tensordot([[1, 2], [3, 4]], t, 1),
+    lambda t: np.einsum("i,i", [1, 2], t),
+    lambda t: np.where([True, False], t, [1, 2]),
+    lambda t: np.select([[True, False]], [t], 3),
+    lambda t: np.maximum([0, 9], t),
+    lambda t: np.clip(t, [0, 2], 5),
+    lambda t: np.subtract([1, 2], t, dtype=np.float64),
+    lambda t: t + [1, 2],  # noqa: RUF005
+    lambda t: [1, 2] * t,
+    lambda t: (1, 2) - t,
+    lambda t: t @ [1, 2],
+    lambda t: [[1, 2], [3, 4]] @ t,
+]
+
+
+@host_only
+@pytest.mark.parametrize("call", HOST_OPERANDS)
+def test_host_operands_give_what_numpy_gives(backend, call):
+    equals_numpy(backend, call)
+
+
+@pytest.mark.parametrize("call", HOST_OPERANDS)
+def test_host_operands_beside_a_tensor_of_a_device_are_one_clear_error(device, call):
+    t = Tensor(np.array([1.5, 2.5], np.float32), device=device)
+    with pytest.raises(ValueError, match=r"^\w+: operands on different devices: .*; move one with \.to\(device\)$"):
+        call(t)
+
+
+def equals_numpy(backend, call):
     values = np.array([1.5, 2.5], np.float32)
     t = tracked(backend, values, np.float32)
     y, expected = call(t), call(values)
@@ -587,7 +650,6 @@ def test_nan_to_num_of_integers(backend):
         lambda xp, a: xp.add(a, a, dtype=np.float64),
         lambda xp, a: xp.multiply(a, 2, dtype=np.float64),
         lambda xp, a: xp.power(a, 2, dtype=np.float16),
-        lambda xp, a: xp.subtract([1, 2], a, dtype=np.float64),
         lambda xp, a: xp.full_like(a, xp.sum(a), np.float64),
         lambda xp, a: xp.bincount([1, 0], a[0]),
         lambda xp, a: a.sum(dtype=np.float64),
@@ -636,13 +698,18 @@ def test_python_numbers_and_masks_do_not_widen(backend, dtype, f):
 )
 def test_numpy_scalars_and_arrays_promote_as_in_numpy(backend, other):
     values = np.array([1.0, 2.0], np.float32)
+    there = backend.array(other) if isinstance(other, np.ndarray) else other
     for f in np.multiply, np.add, np.true_divide, np.maximum, lambda a, b: b * a:
         t = tracked(backend, values, np.float32)
-        y, expected = f(t, other), f(values, other)
+        y, expected = f(t, there), f(values, other)
         assert y.dtype == expected.dtype
         np.testing.assert_array_equal(backend.host(y.data), expected)
         y.sum().backward()
         assert t.grad.dtype == np.float32
+
+
+def ones(t, n):
+    return np.ones_like(t, shape=n)
 
 
 @pytest.mark.parametrize(
@@ -667,6 +734,7 @@ def test_numpy_scalars_and_arrays_promote_as_in_numpy(backend, other):
         (lambda t: np.reshape(t, (-1, -1)), ValueError),
         (lambda t: np.reshape(t, 2.5), TypeError),
         (lambda t: np.broadcast_to(t, (2, 4)), ValueError),
+        (lambda t: np.broadcast_to(t, (-1, 2, 3)), ValueError),
         (lambda t: np.concatenate([]), ValueError),
         (lambda t: np.concatenate([t, t[0]]), ValueError),
         (lambda t: np.concatenate([t, t[:, :2]]), ValueError),
@@ -688,22 +756,22 @@ def test_numpy_scalars_and_arrays_promote_as_in_numpy(backend, other):
         (lambda t: t[[0, 2]], IndexError),
         (lambda t: t[1.0], IndexError),
         (lambda t: t["a"], IndexError),
-        (lambda t: np.add(t, np.ones(2)), ValueError),
+        (lambda t: np.add(t, ones(t, 2)), ValueError),
         (lambda t: np.matmul(t, t), ValueError),
-        (lambda t: np.matmul(t, 2.0), ValueError),
-        (lambda t: np.dot(t, np.ones(2)), ValueError),
-        (lambda t: np.inner(t, np.ones(2)), ValueError),
+        pytest.param(lambda t: np.matmul(t, 2.0), ValueError, marks=differs("matmul(a, 2.0)")),
+        (lambda t: np.dot(t, ones(t, 2)), ValueError),
+        (lambda t: np.inner(t, ones(t, 2)), ValueError),
         (lambda t: np.tensordot(t, t, 1), ValueError),
-        (lambda t: np.vdot(t, np.ones(2)), ValueError),
+        (lambda t: np.vdot(t, ones(t, 2)), ValueError),
         (lambda t: np.einsum("ij,jk", t, t), ValueError),
         (lambda t: np.einsum("ii", t), ValueError),
         (lambda t: np.einsum("i", t), ValueError),
         (lambda t: np.einsum("ij->k", t), ValueError),
         (lambda t: np.einsum("ij->iij", t), ValueError),
         (lambda t: np.einsum("...i->i", t), ValueError),
-        (lambda t: np.einsum("...i,i", t, np.ones(2)), ValueError),
-        (lambda t: np.vecdot(t, np.ones(1)), ValueError),
-        (lambda t: np.vecdot(t, 2.0), ValueError),
+        (lambda t: np.einsum("...i,i", t, ones(t, 2)), ValueError),
+        (lambda t: np.vecdot(t, ones(t, 1)), ValueError),
+        pytest.param(lambda t: np.vecdot(t, 2.0), ValueError, marks=host_only),
         (lambda t: np.matrix_transpose(t[0]), ValueError),
         (lambda t: np.take_along_axis(t, np.array([1]), 1), ValueError),
         (lambda t: np.take_along_axis(t, np.array([[1]]), None), ValueError),
@@ -724,15 +792,16 @@ def test_numpy_scalars_and_arrays_promote_as_in_numpy(backend, other):
         (lambda t: np.select([t > 0], []), ValueError),
         (lambda t: np.fliplr(t[0]), (ValueError, IndexError)),
         (lambda t: np.array_split(t, 0), ValueError),
-        (lambda t: np.clip(t, np.ones(2), 3), ValueError),
-        (lambda t: np.where(np.ones(2, bool), t, 0), ValueError),
+        (lambda t: np.clip(t, ones(t, 2), 3), ValueError),
+        (lambda t: np.where(ones(t, 2) > 0, t, 0), ValueError),
     ],
 )
 def test_what_numpy_refuses_is_refused(backend, call, error):
     with pytest.raises(error):
         call(np.arange(1.0, 7.0).reshape(2, 3))
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         call(tracked(backend, np.arange(1.0, 7.0).reshape(2, 3)))
+    assert "on different devices" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -764,7 +833,10 @@ def test_what_has_no_rule_raises_a_type_error(backend, call):
 # ---- the limits of floats -----------------------------------------------------------------------------------------
 
 _LABELS = np.array([0, 2, 1])
-_SHARES = np.array([[0.2, 0.3, 0.5]] * 3, np.float16)
+
+
+def shares(t):
+    return place(np.array([[0.2, 0.3, 0.5]] * 3, t.dtype), t.data)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -777,7 +849,7 @@ _SHARES = np.array([[0.2, 0.3, 0.5]] * 3, np.float16)
         lambda t: F.leaky_relu(t),
         lambda t: softmax_cross_entropy(t, _LABELS),
         lambda t: softmax_cross_entropy(t, _LABELS, axis=0),
-        lambda t: softmax_cross_entropy(t, _SHARES.astype(t.dtype)),
+        lambda t: softmax_cross_entropy(t, shares(t)),
         lambda t: mse(t / 1e4, t / 1e4 + 1),
     ],
 )
@@ -798,7 +870,7 @@ def test_tails_keep_their_relative_accuracy(backend):
         (F.sigmoid, -700.0, math.exp(-700)),
         (F.softplus, -700.0, math.exp(-700)),
         (lambda t: np.logaddexp(t, 0.0), -700.0, math.exp(-700)),
-        (F.log_softmax, -50.0, 0.0),
+        (F.log_softmax, [-50.0], 0.0),
         (np.log1p, 1e-18, 1.0),
         (np.expm1, 1e-18, 1.0),
         (np.sqrt, 1e-300, 0.5e150),
@@ -849,14 +921,14 @@ def test_a_label_out_of_range_is_named(backend, labels, words):
     [np.array([0]), np.array([[0], [1]]), np.zeros((2, 4)), np.zeros(2), 1, 0.5],
 )
 def test_a_target_of_the_wrong_shape_is_refused(backend, target):
-    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"(do not fit|must have the shape of the) logits.* \(2, 3\)"):
         softmax_cross_entropy(tracked(backend, np.zeros((2, 3))), target)
 
 
 def test_an_unknown_reduction_is_refused(backend):
     for loss in mse, softmax_cross_entropy:
         with pytest.raises(ValueError, match="'mean', 'sum' or 'none'"):
-            loss(tracked(backend, np.zeros((1, 2))), np.full((1, 2), 0.5), reduction="avg")
+            loss(tracked(backend, np.zeros((1, 2))), backend.array(np.full((1, 2), 0.5)), reduction="avg")
 
 
 # ---- the namespaces agree -----------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
-"""Wrong rules, planted: the checks that the operations pass must catch every one, and pass the right rule beside it."""
+"""Wrong rules, planted: the checks that the operations pass must catch every one, and pass the right rule beside it, on
+every backend."""
 
 import re
 
+import checks
 import numpy as np
 import pytest
 from checks import check
 
-from tinygrad_mnist.arrays import NUMPY, Namespace
-from tinygrad_mnist.core import F
+from tinygrad_mnist.arrays import Namespace
+from tinygrad_mnist.core import F, is_tracked
 from tinygrad_mnist.ops import primitive
-from tinygrad_mnist.testing import BACKENDS, Op
+from tinygrad_mnist.testing import Op
 from tinygrad_mnist.testing.optable import BINARY, POSITIVE, REAL, UNARY, shaped
 
 
@@ -36,13 +38,11 @@ def planted():
     for name in names:
         delattr(F, name)
         del Namespace.kernels[name]
-        NUMPY.__dict__.pop(name, None)
 
 
 def spoil(xp, g, y, a):
     """Writes into its cotangent and returns it."""
-    g = np.asarray(g)
-    g *= np.cos(a)
+    g *= xp.cos(a)
     return g
 
 
@@ -80,25 +80,27 @@ UNARY_RULES = {  # of sin
 }
 
 
-def caught(op):
-    """The first check's complaint about `op`; a rule may also make NumPy or the walk raise."""
+def caught(backend, op):
+    """The first check's complaint about `op`; a rule may also make the array library or the walk raise."""
     with pytest.raises((AssertionError, TypeError, ValueError, AttributeError, np.exceptions.ComplexWarning)) as error:
-        check(BACKENDS["numpy"], op)
+        check(backend, op)
     return error
 
 
-def test_the_right_rule_passes(planted):
-    check(BACKENDS["numpy"], planted(lambda xp, a: xp.sin(a), [lambda xp, g, _y, a: g * xp.cos(a)], analytic=True))
+def test_the_right_rule_passes(backend, planted):
+    check(backend, planted(lambda xp, a: xp.sin(a), [lambda xp, g, _y, a: g * xp.cos(a)], analytic=True))
 
 
 @pytest.mark.parametrize("name", UNARY_RULES)
-def test_a_wrong_rule_is_caught(planted, name):
-    caught(planted(lambda xp, a: xp.sin(a), [UNARY_RULES[name]], analytic=True))
+def test_a_wrong_rule_is_caught(backend, planted, name):
+    caught(backend, planted(lambda xp, a: xp.sin(a), [UNARY_RULES[name]], analytic=True))
 
 
-def test_float64_creep_is_an_assertion_of_the_walk(planted):
-    op = planted(lambda xp, a: xp.sin(a), [lambda xp, g, _y, a: g * xp.cos(a) * np.ones(1)], samples=shaped((3,)))
-    error = caught(op)
+def test_float64_creep_is_an_assertion_of_the_walk(backend, planted):
+    def rule(xp, g, _y, a):
+        return xp.astype(g * xp.cos(a), dtype=np.float64)
+
+    error = caught(backend, planted(lambda xp, a: xp.sin(a), [rule], samples=shaped((3,))))
     assert error.type is AssertionError
     assert re.search("rule for operand 0 returned float64.*float32.*use Python numbers", str(error.value))
 
@@ -123,13 +125,13 @@ BINARY_RULES = {  # of a * b
 }
 
 
-def test_the_right_rules_pass(planted):
-    check(BACKENDS["numpy"], planted(lambda xp, a, b: a * b, [left, right], operands=2, analytic=True))
+def test_the_right_rules_pass(backend, planted):
+    check(backend, planted(lambda xp, a, b: a * b, [left, right], operands=2, analytic=True))
 
 
 @pytest.mark.parametrize("name", BINARY_RULES)
-def test_a_wrong_rule_of_two_operands_is_caught(planted, name):
-    caught(planted(lambda xp, a, b: a * b, BINARY_RULES[name], operands=2, analytic=True))
+def test_a_wrong_rule_of_two_operands_is_caught(backend, planted, name):
+    caught(backend, planted(lambda xp, a, b: a * b, BINARY_RULES[name], operands=2, analytic=True))
 
 
 PLACES = {  # what the rule returns, of the kernel beside it
@@ -150,18 +152,64 @@ PLACES = {  # what the rule returns, of the kernel beside it
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_gradient_in_the_wrong_place_is_caught(planted, name):
+def test_a_gradient_in_the_wrong_place_is_caught(backend, planted, name):
     kernel, rule = PLACES[name]
-    caught(planted(kernel, [rule], samples=shaped((2, 3), (3, 3), domains=[REAL]), analytic=True))
+    caught(backend, planted(kernel, [rule], samples=shaped((2, 3), (3, 3), domains=[REAL]), analytic=True))
 
 
 KERNELS = {  # wrong forward, right rule of the right forward
     "wrong value": lambda xp, a: xp.sin(a) + 1e-10,
     "wrong shape": lambda xp, a: xp.reshape(xp.sin(a), (1, *a.shape)),
-    "wrong dtype": lambda xp, a: xp.sin(a) + np.zeros(a.shape),
+    "wrong dtype": lambda xp, a: xp.astype(xp.sin(a), dtype=np.float64),
 }
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_wrong_kernel_is_caught(planted, name):
-    assert caught(planted(KERNELS[name], [lambda xp, g, _y, a: g * xp.cos(a)], reference=np.sin)).type is AssertionError
+def test_a_wrong_kernel_is_caught(backend, planted, name):
+    op = planted(KERNELS[name], [lambda xp, g, _y, a: g * xp.cos(a)], reference=np.sin)
+    assert caught(backend, op).type is AssertionError
+
+
+def op(call, shapes=UNARY, **properties):
+    return Op("planted", call, shaped(*shapes), **properties)
+
+
+def sine(rule):
+    return lambda plant: plant(lambda xp, a: xp.sin(a), [rule], analytic=True)
+
+
+def through_float16(xp, g, _y, a):
+    slope = xp.cos(a)
+    return g * (xp.astype(xp.astype(slope, dtype=np.float16), dtype=g.dtype) if g.dtype == np.float32 else slope)
+
+
+ONE_MISTAKE = {  # for each check, what it must see by itself
+    checks.check_values: lambda plant: op(lambda xp, a: xp.sin(a) + 1e-14 * (xp is F)),
+    checks.check_gradient: sine(lambda xp, g, _y, a: g * xp.cos(a) * (1 + 1e-7)),
+    checks.check_complex_step: sine(lambda xp, g, _y, a: g * xp.cos(a) * (1 + 1e-12)),
+    checks.check_dtypes: sine(through_float16),
+    checks.check_second_order: sine(UNARY_RULES["right once, wrong twice"]),
+    checks.check_unchanged: sine(spoil),
+    checks.check_each_alone: lambda plant: op(
+        lambda xp, a, b: a * b * (1 if is_tracked(a) and is_tracked(b) else 1 + 1e-13), BINARY
+    ),
+    checks.check_same_operand_twice: lambda plant: op(lambda xp, a, b: a * b + (a is b) * 1e-13 * a, BINARY),
+    checks.check_numpy_spelling: lambda plant: op(lambda xp, a: xp.sin(a) * (1 if xp is F else 1 + 1e-15)),
+    checks.check_mixed_dtypes: lambda plant: op(
+        lambda xp, a, b: a * xp.astype(b, dtype=a.dtype), BINARY, reference=np.multiply
+    ),
+    checks.check_float32_closure: lambda plant: op(
+        lambda xp, a: xp.astype(xp.sin(xp.astype(a, dtype=np.float64)), dtype=a.dtype)
+    ),
+}
+
+
+@pytest.mark.parametrize("one", ONE_MISTAKE, ids=lambda one: one.__name__)
+def test_every_check_sees_its_mistake_by_itself(backend, planted, one):
+    with pytest.raises(AssertionError):
+        one(backend, ONE_MISTAKE[one](planted))
+
+
+def test_no_check_is_without_a_mistake_that_it_sees():
+    every = {f for name, f in vars(checks).items() if name.startswith("check_")}
+    assert set(ONE_MISTAKE) == every

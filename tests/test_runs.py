@@ -183,7 +183,7 @@ class StopAfter(Monitor):
     def __init__(self, steps, exception):
         self.steps, self.exception = steps, exception
 
-    def batch(self, images, loss, accuracy):
+    def batch(self, images, score):
         self.steps -= 1
         if self.steps == 0:
             raise self.exception

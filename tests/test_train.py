@@ -80,7 +80,7 @@ def test_the_last_short_batch_is_trained_on():
     class Counter(Monitor):
         images = ()
 
-        def batch(self, images, loss, accuracy):
+        def batch(self, images, score):
             self.images = (*self.images, images)
 
     counter = Counter()

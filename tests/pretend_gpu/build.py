@@ -11,7 +11,8 @@ of this version of Python can use what lies there; NumPy comes from the environm
               the header with which g++ compiles kernels
     kernels/  compiled kernels, as they come up
 
-A finished build is left as it is. Ends with 2 and one line if something is missing.
+A finished build is left as it is. Ends with one line and 2 if something is missing on this machine, 1 if the sources do
+not build.
 """
 
 import hashlib
@@ -67,6 +68,10 @@ class Failure(Exception):
     """Why there is no pretend GPU, in one line."""
 
 
+class Missing(Failure):
+    """This machine, or its network, does not allow one: nothing is wrong with the sources."""
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Where it lies, and whether it is there
 # ----------------------------------------------------------------------------------------------------------------------
@@ -99,7 +104,9 @@ def built_key(folder: Path) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def run(what: str, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+def run(
+    what: str, *command: str | Path, cwd: Path | None = None, kind: type[Failure] = Failure, **environment: str
+) -> str:
     """The output of a command; its last word of error as a `Failure`."""
     done = subprocess.run(
         command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
@@ -107,29 +114,29 @@ def run(what: str, *command: str | Path, cwd: Path | None = None, **environment:
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines or [f"exit code {done.returncode}"]
-        raise Failure(f"{what}: {errors[-1]}")
+        raise kind(f"{what}: {errors[-1]}")
     return done.stdout
 
 
 def pip(*arguments: str | Path, **environment: str) -> None:
     quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
-    run("pip failed (no network?)", sys.executable, "-m", "pip", *arguments, *quiet, **environment)
+    run("pip failed (no network?)", sys.executable, "-m", "pip", *arguments, *quiet, kind=Missing, **environment)
 
 
 def check_machine() -> None:
-    """Raise a `Failure` unless this machine can build it."""
+    """Raise `Missing` unless this machine can build it."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or sys.implementation.name != "cpython":
-        raise Failure(
+        raise Missing(
             f"only CPython on Linux x86-64 is supported, not {sys.implementation.name} on {sys.platform} "
             f"{platform.machine()}"
         )
     if shutil.which("g++") is None:
-        raise Failure("no C++ compiler: install g++ 12 or newer")
-    version = run("g++ does not run", "g++", "-dumpversion").strip()
+        raise Missing("no C++ compiler: install g++ 12 or newer")
+    version = run("g++ does not run", "g++", "-dumpversion", kind=Missing).strip()
     if int(version.split(".")[0]) < 12:
-        raise Failure(f"g++ is version {version}: install g++ 12 or newer")
+        raise Missing(f"g++ is version {version}: install g++ 12 or newer")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        raise Failure("no Python.h: install the headers of this Python (python3-dev, or python3-devel)")
+        raise Missing("no Python.h: install the headers of this Python (python3-dev, or python3-devel)")
 
 
 def runtime_source(work: Path) -> Path:
@@ -228,7 +235,7 @@ def main(arguments: list[str]) -> None:
         print(f"the pretend GPU lies in {folder}")
         return
     if folder.exists() and built_key(folder) is None and any(folder.iterdir()):
-        raise Failure(f"{folder} is not empty and holds no pretend GPU: name another folder")
+        raise Missing(f"{folder} is not empty and holds no pretend GPU: name another folder")
     check_machine()
     print(f"building the pretend GPU in {folder} (half a minute)", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -251,4 +258,4 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (Failure, OSError) as failure:
         print(f"build.py: {failure}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if type(failure) is Failure else 2)
