@@ -577,6 +577,37 @@ def test_a_data_set_larger_than_the_device_is_streamed(device, monkeypatch):
     close(training.model.flat, arrays.to_host(expected.model.flat), 0)
 
 
+class LateCopies:
+    """A device that copies out of host memory as late as it may: when an event behind the copy is waited for."""
+
+    def __init__(self, pending):
+        self.pending, self.copies = pending, []
+
+    def record(self):
+        self.copies, self.pending[:] = [*self.pending], []
+
+    def synchronize(self):
+        for there, here in self.copies:
+            there._host[...] = here
+        self.copies = []
+
+
+@pytest.mark.parametrize("backend", ["strict"], indirect=True)
+def test_a_buffer_is_not_filled_again_before_it_was_copied(backend, monkeypatch):
+    pending, events = [], []
+    monkeypatch.setattr(strict.xp.cuda, "Event", lambda: events.append(LateCopies(pending)) or events[-1])
+    monkeypatch.setattr(strict.ndarray, "set", lambda there, here: pending.append((there, here)))
+    like = on("strict", [0])
+    expected = [(np.full((3, 2), i), np.full(3, -i)) for i in range(7)]
+    found = list(arrays.uploads(expected, like.data))
+    for event in events:
+        event.synchronize()
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours[0], theirs[0], 0)
+        close(ours[1], theirs[1], 0)
+    assert len(events) == 2
+
+
 def test_a_step_between_forward_and_backward_is_noticed(device):
     model = nn.MLP((2, 3, 1), rng=0).to(device)
     optimizer = optim.SGD(model.parameters(), 0.1)
