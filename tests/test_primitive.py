@@ -1,6 +1,5 @@
 """Operations that users register with `@primitive`: what they may do, and what stops them early."""
 
-import gc
 import math
 
 import numpy as np
@@ -16,7 +15,6 @@ def forget_what_tests_register():
     yield
     vars(F).clear()
     vars(F).update(before)
-    gc.collect()
 
 
 def test_a_primitive_may_bear_the_name_of_a_library_function_that_it_uses(backend):
