@@ -43,6 +43,7 @@ from tinygrad_mnist import (
 )
 from tinygrad_mnist.functional import hvp
 from tinygrad_mnist.inference import evaluate, predict
+from tinygrad_mnist.selftest import OPTIMIZERS
 from tinygrad_mnist.testing import strict
 from tinygrad_mnist.train import Monitor, Score, Training, train
 
@@ -414,17 +415,6 @@ def test_losses_are_those_of_the_host(device, reduction, dtype):
             t.sum().backward()
         close(y.data, expected.data, 8 * np.finfo(dtype).eps)
         close(there.grad, here.grad, 8 * np.finfo(dtype).eps)
-
-
-OPTIMIZERS = {
-    "SGD": lambda params: optim.SGD(params, 0.1),
-    "SGD, weight decay": lambda params: optim.SGD(params, 0.1, weight_decay=0.1),
-    "SGD, momentum": lambda params: optim.SGD(params, 0.1, momentum=0.9, weight_decay=0.1),
-    "SGD, Nesterov": lambda params: optim.SGD(params, 0.1, momentum=0.9, nesterov=True),
-    "Adam": lambda params: optim.Adam(params, 0.1),
-    "Adam, weight decay": lambda params: optim.Adam(params, 0.1, weight_decay=0.1),
-    "AdamW": lambda params: optim.AdamW(params, 0.1, weight_decay=0.1),
-}
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)

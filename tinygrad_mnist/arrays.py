@@ -346,6 +346,22 @@ def operand(value: Any) -> Any:
 # ---- devices
 
 
+def gpu_number(device: str) -> int | None:
+    """The number of the GPU that a device names, 0 for "gpu"; None where it names no GPU."""
+    match = re.fullmatch(r"gpu(?::([0-9]+))?", str(device))
+    return int(match[1] or 0) if match else None
+
+
+def _named(device: str, number: int) -> str:
+    return f"{device}:{number}" if number else device
+
+
+def canonical(device: str) -> str:
+    """The one name of a device that has several: "gpu" for "gpu:0"."""
+    number = gpu_number(device)
+    return device if number is None else _named("gpu", number)
+
+
 def _device(name: str) -> tuple[Namespace, int]:
     """The library and the number of a device: "cpu", "gpu", "gpu:1"."""
     if name == "cpu":
@@ -353,10 +369,9 @@ def _device(name: str) -> tuple[Namespace, int]:
     for space in _spaces.values():
         if space.device == name:
             return space, 0
-    match = re.fullmatch(r"gpu(?::(\d+))?", str(name))
-    if match is None:
+    number = gpu_number(name)
+    if number is None:
         raise ValueError(f"device must be 'cpu', 'gpu' or 'gpu:N', not {name!r}")
-    number = int(match[1] or 0)
     try:
         library = cupy()
         found = library.cuda.runtime.getDeviceCount()
@@ -373,8 +388,7 @@ def _device(name: str) -> tuple[Namespace, int]:
 def device_of(a: Array) -> str:
     """`"cpu"` for NumPy arrays, `"gpu"` for those of the first GPU, `"gpu:1"` for those of the second."""
     space = _spaces.get(type(a), NUMPY)
-    number = a.device.id if space.several else 0
-    return f"{space.device}:{number}" if number else space.device
+    return _named(space.device, a.device.id) if space.several else space.device
 
 
 def computing_on(device: str) -> AbstractContextManager[Any]:
@@ -398,11 +412,6 @@ def move(a: Array, device: str) -> Array:
         return to_host(a)
     with space._module.cuda.Device(number), explaining(f"moving {a.dtype} {a.shape}", device):
         return a.copy() if space is namespace(type(a)) else space._module.asarray(to_host(a))
-
-
-def canonical(device: str) -> str:
-    """The one name of a device that has several: "gpu" for "gpu:0"."""
-    return "gpu" if device == "gpu:0" else device
 
 
 def beside(a: Array, f: Callable[..., Any]) -> Callable[..., Any]:

@@ -110,9 +110,10 @@ def probe(device: int = 0) -> Probe:
 
 def emulated(device: str) -> bool:
     """True on what only stands for a GPU: its results count, its times do not."""
-    if not device.startswith("gpu"):
+    number = arrays.gpu_number(device)
+    if number is None:
         return device != "cpu"
-    properties = arrays.cupy().cuda.runtime.getDeviceProperties(int(device.partition(":")[2] or 0))
+    properties = arrays.cupy().cuda.runtime.getDeviceProperties(number)
     return bool(properties["name"].decode() == PRETEND)
 
 
@@ -129,15 +130,14 @@ def choose(device: str) -> tuple[str, str]:
         if found.ok and not found.emulated:
             return "gpu", found.message
         return "cpu", f"no GPU: {found.problem or found.devices[0].name}"
-    match = re.fullmatch(r"gpu(?::([0-9]+))?", device)
-    if match is None:
+    number = arrays.gpu_number(device)
+    if number is None:
         raise ValueError(f"--device must be cpu, gpu, gpu:N or auto, got {device!r}")
-    number = int(match[1] or 0)
     found = probe(number)
     if not found.ok:
         raise GpuUnavailable(f"--device {device}: {found.message}")
     note = "emulated, its times are not those of a GPU: " if found.emulated else ""
-    return f"gpu:{number}" if number else "gpu", note + found.message
+    return arrays.canonical(device), note + found.message
 
 
 # ---- the checks, in their order
