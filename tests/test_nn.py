@@ -22,7 +22,7 @@ REFERENCE = {
     "tanh": np.tanh,
     "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
     "softplus": lambda z: np.log1p(np.exp(z)),
-    "gelu": lambda z: z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    "gelu": lambda z: z * sigmoid(math.sqrt(8 / math.pi) * (z + 0.044715 * z**3)),
     "silu": lambda z: z * sigmoid(z),
     "linear": lambda z: z,
 }

@@ -710,9 +710,13 @@ def silu(a: Any) -> Tensor:
 
 @function
 def gelu(a: Any) -> Tensor:
-    """a / 2 (1 + tanh(sqrt(2 / pi) (a + 0.044715 a^3))): the tanh form of Hendrycks and Gimpel 2016."""
-    z = clip(a, -10.0, 10.0)  # tanh is 1 beyond, and a^3 would overflow
-    return 0.5 * a * (1 + ops.tanh(math.sqrt(2 / math.pi) * z * (1 + 0.044715 * z * z)))
+    """a / 2 (1 + tanh u), u = sqrt(2 / pi) (a + 0.044715 a^3): the tanh form of Hendrycks and Gimpel 2016.
+
+    It is computed as a sigmoid(2u), which is the same and keeps its digits where a < 0 and tanh u is near -1.
+    """
+    z = clip(a, -25.0, 25.0)  # sigmoid(2u) is 0 or 1 beyond, and a^3 would overflow
+    k = math.sqrt(8 / math.pi)
+    return ops.multiply(a, ops.sigmoid(z * (k + 0.044715 * k * ops.square(z))))
 
 
 @function

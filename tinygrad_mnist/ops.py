@@ -122,14 +122,14 @@ exp = elementwise("exp", "e^a", lambda xp, g, y, *_: g * y)
 exp2 = elementwise("exp2", "2^a", lambda xp, g, y, *_: g * y * math.log(2))
 expm1 = elementwise("expm1", "e^a - 1", lambda xp, g, _y, a: g * xp.exp(a))
 log = elementwise("log", "ln a", lambda xp, g, _y, a: g / a)
-log2 = elementwise("log2", "ln a / ln 2", lambda xp, g, _y, a: g / (a * math.log(2)))
-log10 = elementwise("log10", "ln a / ln 10", lambda xp, g, _y, a: g / (a * math.log(10)))
+log2 = elementwise("log2", "ln a / ln 2", lambda xp, g, _y, a: g / a / math.log(2))
+log10 = elementwise("log10", "ln a / ln 10", lambda xp, g, _y, a: g / a / math.log(10))
 log1p = elementwise("log1p", "ln(1 + a)", lambda xp, g, _y, a: g / (1 + a))
 logaddexp = elementwise(
     "logaddexp",
     "ln(e^a + e^b)",
-    lambda xp, g, y, a, _b: g * xp.exp(a - y),
-    lambda xp, g, y, _a, b: g * xp.exp(b - y),
+    lambda xp, g, _y, a, b: g * xp.sigmoid(a - b),  # exp(a - y) would have the rounding error of a large y
+    lambda xp, g, _y, a, b: g * xp.sigmoid(b - a),
 )
 sin = elementwise("sin", "sin a, a in radians", lambda xp, g, _y, a: g * xp.cos(a))
 cos = elementwise("cos", "cos a, a in radians", lambda xp, g, _y, a: -g * xp.sin(a))
@@ -221,7 +221,7 @@ def sigmoid(xp: Namespace, a: Array) -> Array:
     """1 / (1 + e^-a), in a form that does not overflow."""
     a = _real(a)
     z = xp.exp(-xp.absolute(a))
-    return xp.where(a >= 0, 1, z) / (1 + z)
+    return xp.maximum(z, a >= 0) / (1 + z)  # z <= 1: as where(a >= 0, 1, z), which takes far longer
 
 
 @primitive(lambda xp, g, _y, a: g * xp.sigmoid(a))
@@ -402,7 +402,14 @@ def _cumsum(xp: Namespace, a: Array, *, axis: int) -> Array:
     return xp.cumsum(a, axis=axis)
 
 
-@primitive(lambda xp, g, y, a, *, axis, keepdims: _kept(xp, g, a.shape, axis) * xp.exp(a - _kept(xp, y, a.shape, axis)))
+def _shares(xp: Any, g: Any, y: Any, a: Any, *, axis: Any, keepdims: bool) -> Any:
+    """g softmax(a); the quotient cancels the rounding error of a large y. A row of -inf gives zeros."""
+    z = xp.exp(a - _kept(xp, xp.where(y == -math.inf, 0, y), a.shape, axis))
+    total = xp.sum(z, axis=axis, keepdims=True)
+    return z * (_kept(xp, g, a.shape, axis) / (total + (total == 0)))
+
+
+@primitive(_shares)
 def logsumexp(xp: Namespace, a: Array, *, axis: Any = None, keepdims: bool = False) -> Array:
     """ln(sum(e^a)) over `axis`, shifted by the maximum so that it does not overflow."""
     top = xp.max(_real(a), axis=axis, keepdims=True)

@@ -1,0 +1,1 @@
+"""Golden values: see generate.py, which writes them."""
