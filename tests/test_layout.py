@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "progress": "runs train",
     "selftest": "arrays core functional losses nn optim testing data serialize recipe inference train progress gpu",
     "__init__": "arrays modes core ops numpy_api numpy losses functional optim nn show testing data serialize",
-    "cli": "arrays ops gpu selftest data recipe runs inference train progress",
+    "gradcheck": "arrays modes core ops numpy_api losses functional testing",
+    "cli": "arrays ops gpu testing gradcheck selftest data recipe runs inference train progress",
     "__main__": "cli",
 }
 

@@ -1,0 +1,759 @@
+"""`check_vjp`: is a rule the derivative of its function? Structure first, then elements or blocks, then precision."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .difference import Estimate, Line, Pair, ladder, one_sided, rounding
+from .hints import hints
+from .problem import Array, Problem, is_float, norm
+from .remainder import taylor_vjp
+from .report import VERDICTS, GradReport, Item
+from .structure import dtypes, examine, shapes
+
+MANY = 128  # elements of an input: above, blocks of random directions
+BLOCKS, REPEATS = 8, 8  # of an input; directions of a block, at most
+NEAR = 8e-6  # the first step, as a fraction of the scale
+ACCEPT = 1e-7  # agreement to seven digits does not happen by chance
+CLEAR = 1e-6  # ... where rounding leaves that many digits
+DECIDED = 1e-4  # an error bar above this share of the derivative decides nothing
+FAILURES, NAMED, FEW = 64, 8, 3  # of an input: elements examined before "and more", and named; of a block, before
+# an error that has not shrunk by half is called spread out
+STATED = 0.01  # the error of one element that `miss_probability` speaks of
+SMALL = 1e-7  # the step of one-sided slopes, where many are taken
+OUTPUTS, DIRECTIONS = 16, 64  # for kinks: outputs examined one by one, directions of the joint test
+
+
+def check_vjp(
+    f: Callable[..., Any],
+    vjp: Callable[..., Any],
+    arrays: Sequence[Any],
+    wrt: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    mode: str = "auto",
+    confidence: float = 1e-6,
+    order: int = 1,
+    dtype: Any = None,
+) -> GradReport:
+    """Check a gradient that was derived by hand, or by any framework: NumPy arrays in, NumPy arrays out."""
+    chosen = [np.asarray(a) for a in arrays]
+    if dtype is not None:
+        chosen = [a.astype(dtype) if is_float(a) else a for a in chosen]
+    places = [i for i, a in enumerate(chosen) if is_float(a)] if wrt is None else [int(i) for i in wrt]
+    if order != 1:
+        raise ValueError(f"order={order}: a rule on arrays has no derivative of its own; check(fn, ..., order=2) has")
+    with np.errstate(all="ignore"):
+        return Check(f, vjp, chosen, places, seed, mode, confidence).run()
+
+
+Row = tuple[Array, Array]
+"""A cotangent g, and the rule's answer a to it for the input at hand; both flat."""
+
+
+@dataclass
+class Finding:
+    """The answer for one line: an element, or a direction over a block."""
+
+    verdict: str
+    residual: float  # of <g, J d>
+    error: float
+    reason: str = ""
+    step: float = NEAR
+    cotangent: int = 0
+    hidden: float = 0.0  # the relative error that could stay hidden
+    bends: bool = False  # f may have a kink here, though the rule agrees with the middle of its slopes
+
+
+class Check:
+    """One run. `items`, `counts`, `notes` and so on become the report."""
+
+    def __init__(
+        self, f: Callable[..., Any], vjp: Callable[..., Any], arrays: list[Array], wrt: list[int], seed: int,
+        mode: str, confidence: float,
+    ) -> None:
+        self.f, self.vjp, self.given, self.wrt, self.seed, self.mode = f, vjp, arrays, wrt, seed, mode
+        self.confidence = confidence
+        self.rng = np.random.default_rng(seed)
+        self.items: list[Item] = []
+        self.counts = dict.fromkeys(VERDICTS, 0)
+        self.kinks: list[tuple[int, tuple[int, ...]]] = []
+        self.notes: list[str] = []
+        self.resolution = self.miss = 0.0
+        self.numeric: dict[int, Array] = {}
+        self.single: dict[int, list[Array]] = {}
+        self.spread: tuple[Array, list[Array]] | None = None  # of the last cotangent
+        self.named = 0
+        self.bent: list[tuple[int, tuple[int, ...], str]] = []  # elements that may be at kinks, with their verdicts
+
+    def run(self) -> GradReport:
+        exact = [a.astype(np.float64) if is_float(a) and a.dtype.itemsize < 8 else a for a in self.given]
+        low = any(a is not b for a, b in zip(exact, self.given, strict=True))
+        try:
+            self.problem = Problem(self.f, self.vjp, exact, self.wrt)
+        except Exception:
+            if not low:
+                raise
+            self.notes.append("f refuses float64: differences are taken in its own dtype")
+            low, self.problem = False, Problem(self.f, self.vjp, self.given, self.wrt)
+        self.found = examine(self.problem, self.rng)
+        for test, place in self.found.where.items():
+            verdict = "nondet" if test == "determinism" else "fail"
+            self._item(place, None, None, None, None, verdict, f"{test}: {self.found.results[test]}")
+        if self.problem.finite is not None:
+            self.notes.append(f"{int((~self.problem.finite).sum())} outputs are not finite at the point: left out")
+        if self.found.sound:
+            for place, k in enumerate(self.wrt):
+                self._input(place, k)
+            self._ties()
+        if low:
+            self._precision()
+        return self._report()
+
+    # ---- what every line goes through ------------------------------------------------------------------------------
+
+    def _examine(self, line: Line, rows: Sequence[Row]) -> Finding:
+        """Is <g, J d> = <a, d> for each row (g, a)? The first that is not settled at once goes up the ladder."""
+        rows = [(g, a[line.places]) for g, a in rows]
+        pair = line.pair(NEAR)
+        unsettled, hidden = self._near(line, rows, pair)
+        if not unsettled:
+            return Finding("pass", 0.0, 0.0, hidden=hidden, bends=self._bends(pair))
+        worst = Finding("pass", 0.0, 0.0)
+        for c in unsettled:
+            found = self._climb(line, *rows[c], c)
+            hidden = max(hidden, found.hidden)
+            worst = max(worst, found, key=lambda x: VERDICTS.index(x.verdict))
+            if worst.verdict == "fail":
+                break
+        worst.hidden, worst.bends = hidden, pair is not None and self._bends(pair)
+        return worst
+
+    def _bends(self, pair: Pair | None) -> bool:
+        """Whether the two sides differ by as much as f changes: a kink, or a flat point."""
+        if pair is None:
+            return False
+        base = self.problem.base
+        up, down = pair.plus - base, pair.minus - base
+        rise = np.abs(up + down)
+        return bool((rise > 0.01 * np.maximum(np.abs(up), np.abs(down)) + 1e3 * self.problem.unit * np.abs(base)).any())
+
+    def _near(self, line: Line, rows: Sequence[Row], pair: Pair | None) -> tuple[list[int], float]:
+        """Stage 0, one small step, and stage 1, an extrapolation from two large ones where a large f hides the change:
+        the rows that neither settles, and the relative error that may hide in the others."""
+        todo, hidden = [], 0.0
+        if pair is None:
+            return list(range(len(rows))), 0.0
+        delta = pair.plus - pair.minus
+        moves = np.flatnonzero(delta)
+        if not moves.size and not any(a.any() for _, a in rows):
+            far = line.pair(0.25)
+            return ([] if far is not None and not (far.plus != far.minus).any() else list(range(len(rows)))), 0.0
+        delta, size = delta[moves], np.maximum(np.abs(pair.plus[moves]), np.abs(pair.minus[moves]))
+        for c, (g, a) in enumerate(rows):
+            g = g[moves]
+            r = (float(g @ delta) - float(a @ pair.moved)) / pair.width
+            doubt = 8 * (rounding(self.problem.unit, g, size) + self._jitter(rows[c][0])) / abs(pair.width)
+            scale = norm(a * line.d)
+            if 0 < scale < math.inf and abs(r) <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:
+                hidden = max(hidden, ACCEPT + doubt / scale)
+            else:
+                todo.append(c)
+        if todo:
+            todo, more = self._large(line, rows, todo)
+            hidden = max(hidden, more)
+        return todo, hidden
+
+    def _large(self, line: Line, rows: Sequence[Row], todo: list[int]) -> tuple[list[int], float]:
+        pairs = [line.pair(h) for h in (2e-3, 1e-3)]
+        if pairs[0] is None or pairs[1] is None:
+            return todo, 0.0
+        left, hidden = [], 0.0
+        for c in todo:
+            g, a = rows[c]
+            twice, once = ((float(g @ p.delta) - float(a @ p.moved)) / p.width for p in pairs if p is not None)
+            moves = pairs[1].delta != 0
+            noise = rounding(self.problem.unit, g[moves], pairs[1].size[moves]) + self._jitter(g)
+            doubt, scale = 16 * noise / abs(pairs[1].width), norm(a * line.d)
+            if 0 < scale < math.inf and abs(4 * once - twice) / 3 <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:
+                hidden = max(hidden, ACCEPT + doubt / scale)
+            else:
+                left.append(c)
+        return left, hidden
+
+    def _jitter(self, g: Array) -> float:
+        """What the noise of f between equal calls makes of <g, f>."""
+        return norm(g * self.found.noise) if self.found.noise.any() else 0.0
+
+    def _climb(self, line: Line, g: Array, a: Array, c: int) -> Finding:
+        """The whole ladder; also at the scale of the elements themselves, where they are far below their neighbours,
+        and at 1, where f hardly moves over a step as small as x."""
+        finite = bool(np.isfinite(a).all())
+        claimed = a if finite else np.zeros_like(a)
+        finding = self._up(line, g, claimed, c)
+        own = np.abs(line.at)
+        if finding.verdict != "pass" and ((own > 0) & (own < np.abs(line.d))).any():
+            closer = self._other(line, np.where(own > 0, np.minimum(1, own / np.abs(line.d)), 1), g, claimed, c)
+            finding = finding if closer.verdict == "ill" else closer
+        if line.d.size == 1 and abs(line.d[0]) < 1:
+            unseen = abs(finding.residual) <= 16 * rounding(self.problem.unit, g, self.problem.base)
+            if finding.verdict == "ill" or (finding.verdict == "fail" and unseen):
+                farther = self._other(line, 1 / np.abs(line.d), g, claimed, c)
+                finding = farther if farther.verdict == "pass" else finding
+        if finite:
+            return finding
+        if finding.verdict == "ill" and not math.isfinite(finding.error):
+            return Finding("ill", np.nan, np.inf, "the gradient is not finite, and no difference is", cotangent=c)
+        finding.verdict, finding.reason = "fail", "the gradient is not finite; the difference is"
+        return finding
+
+    def _other(self, line: Line, factor: Array, g: Array, a: Array, c: int) -> Finding:
+        """The ladder at another scale, in the units of the line."""
+        finding = self._up(Line(self.problem, line.k, line.places, line.d * factor), g, a, c)
+        if line.d.size == 1:
+            finding.residual, finding.error = finding.residual / float(factor[0]), finding.error / float(factor[0])
+        return finding
+
+    def _up(self, line: Line, g: Array, a: Array, c: int) -> Finding:
+        e = ladder(line, a, g, self._jitter(g))
+        if not e.known:
+            return Finding("ill", np.nan, np.inf, "no step gives a difference to be trusted", cotangent=c)
+        scale = norm(a * line.d)
+        numeric = float(a @ line.d) + e.value
+        reference = max(scale, abs(numeric))
+        doubt = 10 * max(e.error, 1e-8 * reference)
+        hidden = doubt / reference if reference else 0.0
+        made = Finding("pass", e.value, e.error, "", e.step, c, hidden)
+        if abs(e.value) > doubt and reference <= 8 * e.capacity:
+            made.verdict, made.reason = "ill", "the change of f that the gradient predicts is below its rounding"
+        elif abs(e.value) > doubt:
+            made.verdict, made.reason = "fail", "the slopes agree on both sides"
+        elif scale == 0 and not self._is_zero(e):
+            made.verdict, made.reason = "ill", "the gradient is 0, and the change of f is within its noise"
+        elif scale and doubt > DECIDED * reference:
+            made.verdict = "ill"
+            made.reason = f"f is too noisy or too flat: differences decide no more than {hidden:.0e} of the gradient"
+        return made
+
+    @staticmethod
+    def _is_zero(e: Estimate) -> bool:
+        """Whether a derivative that the rule says is 0 is 0: f does not move, or it falls with the step without end."""
+        if e.error == 0:
+            return True
+        return abs(e.value) + e.error <= 1e-9 * e.natural and e.last <= 1e-9 * e.natural
+
+    # ---- one input --------------------------------------------------------------------------------------------------
+
+    def _input(self, place: int, k: int) -> None:
+        x = self.problem.arrays[k]
+        if not x.size or not self.problem.base.size:
+            return
+        rows = [(g, a[place]) for g, a in zip(self.found.cotangents, self.found.gradients, strict=True)]
+        scale = self._scale(x)
+        elements = self.mode == "elements" or (self.mode == "auto" and x.size <= MANY)
+        if elements:
+            self._elements(k, rows, scale)
+        else:
+            self._blocks(place, k, rows, scale)
+
+    @staticmethod
+    def _scale(x: Array) -> Array:
+        """max(|x_i|, 1e-3 max|x|), or 1 where all are 0: what a step is a fraction of."""
+        size = np.abs(x.astype(np.float64)).ravel()
+        top = float(np.where(np.isfinite(size), size, 0).max())
+        return np.maximum(size, 1e-3 * top) if top else np.ones(x.size)
+
+    def _elements(self, k: int, rows: list[Row], scale: Array) -> None:
+        shape = self.problem.arrays[k].shape
+        numeric = rows[0][1].copy()
+        failures = 0
+        for i in range(scale.size):
+            line = Line(self.problem, k, np.array([i]), scale[i : i + 1])
+            finding = self._examine(line, rows)
+            if finding.verdict == "fail":
+                finding = self._excuse(line, rows[finding.cotangent], finding)
+                failures += finding.verdict == "fail"
+            elif finding.bends:
+                slopes = one_sided(line, rows[0][0])
+                finding.bends = slopes is not None and bool(slopes.kinked.any())
+            index = tuple(int(n) for n in np.unravel_index(i, shape))
+            if finding.cotangent == 0 and np.isfinite(finding.residual):
+                numeric[i] = (rows[0][1][i] if np.isfinite(rows[0][1][i]) else 0.0) + finding.residual / scale[i]
+            self._element(k, index, rows[finding.cotangent][1][i], finding, scale[i])
+            if failures >= FAILURES and i + 1 < scale.size:
+                left = scale.size - i - 1
+                self.notes.append(f"input {k}: {left} elements were not examined, after {FAILURES} failures")
+                return
+        self.numeric[k] = numeric.reshape(shape)
+
+    def _element(self, k: int, index: tuple[int, ...], analytic: float, finding: Finding, scale: float) -> None:
+        self.counts[finding.verdict] += 1
+        if finding.verdict in ("pass", "kink"):
+            self.resolution = max(self.resolution, finding.hidden)
+        if finding.bends or finding.verdict == "kink":
+            self.bent.append((k, index, finding.verdict))
+        if finding.verdict == "pass":
+            self.miss = max(self.miss, self._missed(finding.hidden) ** 2)
+            return
+        if finding.verdict == "kink":
+            self.kinks.append((k, index))
+        known = np.isfinite(finding.error)
+        numeric = (analytic if np.isfinite(analytic) else 0.0) + finding.residual / scale if known else None
+        error = finding.error / scale if known else None
+        self._item(k, index, float(analytic), numeric, error, finding.verdict, finding.reason)
+
+    @staticmethod
+    def _missed(hidden: float) -> float:
+        """The probability that one Gaussian number hides an error of `STATED` below `hidden`: sqrt(2 / pi) t / |e|."""
+        return min(1.0, math.sqrt(2 / math.pi) * hidden / STATED)
+
+    def _item(self, k: int, index: Any, analytic: Any, numeric: Any, error: Any, verdict: str, reason: str) -> None:
+        analytic, numeric, error = (None if v is None else float(v) for v in (analytic, numeric, error))
+        self.items.append(Item(k, index, analytic, numeric, error, verdict, reason))
+
+    # ---- excuses: what may stand between a right rule and the differences -------------------------------------------
+
+    def _excuse(self, line: Line, row: Row, finding: Finding) -> Finding:
+        """A failing element once more: rounding, the rule's own conditioning, a kink. None of them excuses an answer
+        that lies outside what they explain."""
+        g, a = row[0], row[1][line.places]
+        finite = bool(np.isfinite(a).all())
+        slopes = one_sided(line, g)
+        if slopes is None or not (bent := slopes.kinked).any():
+            if finite and abs(finding.residual) <= 10 * self._spread(line, g):
+                finding.verdict, finding.reason = "ill", "the rule's own rounding here is as large as the difference"
+            elif finite:
+                self._second_opinion(line, g, a, finding)
+            return finding
+        low, high = slopes.interval(g)
+        if slopes.jumps.any():
+            ends = [float(g @ s) for s in slopes.slopes]
+            near = finite and any(abs(e - float(a @ line.d)) <= 1e-6 * abs(e) for e in ends)
+            finding.verdict = "ill" if near else "fail"
+            finding.reason = "f jumps here" + ("" if near else ", and the gradient is the slope of neither side")
+            return finding
+        left, right = (float(g @ s) for s in slopes.slopes)
+        sides = f"left slope {left / line.d[0]:.6g}, right slope {right / line.d[0]:.6g}"
+        central = (float(a @ line.d) if finite else 0.0) + finding.residual
+        if abs(central - (left + right) / 2) > 0.01 * abs(right - left) + 10 * finding.error + (high - low) * ACCEPT:
+            return finding  # smaller steps see no kink: it is near, not here
+        if finite and low <= float(a @ line.d) <= high and self._inside(line, slopes, np.flatnonzero(bent)):
+            finding.verdict, finding.reason = "kink", f"a kink: {sides}"
+        else:
+            finding.reason = f"outside the one-sided slopes of a kink: {sides}"
+        return finding
+
+    def _second_opinion(self, line: Line, g: Array, a: Array, finding: Finding) -> None:
+        """The complex step Im <g, f(x + i h d)> / h, exact to the last digit where f is analytic as NumPy computes it
+        (Squire and Trapp 1998). Where it confirms the differences it sharpens the number that is shown; it never
+        decides, since abs, norm, std and others are silently wrong on complex arrays."""
+        arrays: list[Array] = self.problem.copies()
+        x = arrays[line.k].astype(complex)
+        x.flat[line.places] += 1e-30j * line.d
+        arrays[line.k] = x
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outputs = self.f(*arrays)
+                parts = [np.asarray(y).ravel() for y in (outputs if isinstance(outputs, tuple | list) else (outputs,))]
+                step = float(g @ np.concatenate(parts).imag) / 1e-30
+        except Exception:  # not made for complex numbers
+            return
+        opinion = step - float(a @ line.d)
+        if abs(opinion - finding.residual) <= 10 * finding.error + 1e-8 * abs(step):
+            finding.residual, finding.error = opinion, min(finding.error, 1e-15 * abs(step))
+        elif np.isfinite(opinion) and any(np.iscomplexobj(p) for p in parts):
+            self._note("f is not analytic as NumPy computes it: the complex step disagrees with the differences")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _spread(self, line: Line, g: Array) -> float:
+        """How far <a, d> moves when the inputs move by half an ulp: what f itself cannot tell apart."""
+        if self.spread is None or self.spread[0] is not g:
+            self.spread = g, self._spreads(g, self.problem.gradient(g), 2.0**-53)
+        return norm(self.spread[1][self.wrt.index(line.k)].ravel()[line.places] * line.d)
+
+    def _inside(self, line: Line, slopes: Any, bent: Array) -> bool:
+        """Whether the rule's answer lies between the slopes for every kinked output alone: their sum may hide a choice
+        outside by another inside."""
+        for j in bent[:OUTPUTS]:
+            p = self._pulled(int(j))[self.wrt.index(line.k)].ravel()[line.places]
+            low, high = np.sort(slopes.slopes[:, j])
+            doubt = 10 * float(slopes.errors[:, j].max()) + ACCEPT * max(abs(low), abs(high))
+            if not low - doubt <= float(p @ line.d) <= high + doubt:
+                return False
+        return True
+
+    def _pulled(self, j: int) -> list[Array]:
+        """The rule's answer to a cotangent of 1 for output j alone."""
+        if j not in self.single:
+            e = np.zeros(self.problem.base.size)
+            e[j] = 1
+            self.single[j] = self.problem.gradient(e)
+        return self.single[j]
+
+    # ---- many elements: blocks of directions, bisection -------------------------------------------------------------
+
+    def _blocks(self, place: int, k: int, rows: list[Row], scale: Array) -> None:
+        """Blocks of elements of similar |a_i| scale_i, so that no large gradient hides a small one, each along Gaussian
+        directions: positive ones would cancel nothing and miss errors of sum zero, +-1 hides equal pairs."""
+        finite = np.all([np.isfinite(a) for _, a in rows], axis=0)
+        self.named = 0
+        for i in np.flatnonzero(~finite)[:FAILURES]:
+            self._single(k, int(i), rows, scale)
+        known = np.flatnonzero(finite)
+        order = known[np.argsort(np.abs(rows[0][1][known]) * scale[known], kind="stable")]
+        for block in np.array_split(order, min(BLOCKS, order.size)) if order.size else []:
+            if self.named >= NAMED:
+                self.notes.append(f"input {k}: more elements are wrong than the {NAMED} that are named")
+                break
+            places = np.sort(block)
+            missed = 1.0
+            for _ in range(REPEATS):
+                line = Line(self.problem, k, places, scale[places] * self.rng.standard_normal(places.size))
+                finding = self._examine(line, rows)
+                if finding.verdict != "pass":
+                    self._resolve(place, k, line, rows, finding, scale)
+                    break
+                self.resolution = max(self.resolution, finding.hidden)
+                missed *= self._missed(finding.hidden * math.sqrt(places.size))
+                if missed <= self.confidence:
+                    break
+            if finding.verdict == "pass":
+                self.miss = max(self.miss, missed)
+                self.counts["pass"] += places.size
+
+    def _resolve(self, place: int, k: int, line: Line, rows: list[Row], finding: Finding, scale: Array) -> None:
+        """A block that does not pass: mask kinked outputs out of g, then find the elements."""
+        n = line.places.size
+        if finding.verdict == "ill":
+            self.counts["ill"] += n
+            self._item(k, None, None, None, None, "ill", f"a block of {n} elements: {finding.reason}")
+            return
+        self.counts["pass"] += n  # those that are found are taken off again
+        row = rows[finding.cotangent]
+        slopes = one_sided(line, row[0])
+        bent = np.zeros(row[0].size, bool) if slopes is None else slopes.kinked
+        if not bent.any():
+            self._bisect(k, line, row, finding, scale)
+            return
+        if not bent.all():
+            smooth = self._masked(place, row[0], ~bent)
+            rest = self._examine(line, [smooth])
+            if rest.verdict == "fail":
+                self._bisect(k, line, smooth, rest, scale)
+        self._kinks(k, line, self._masked(place, row[0], bent), scale, int(bent.sum()))
+
+    def _masked(self, place: int, g: Array, keep: Array) -> Row:
+        g = np.where(keep, g, 0)
+        return g, self.problem.gradient(g)[place].ravel()
+
+    def _single(self, k: int, i: int, rows: list[Row], scale: Array) -> Finding:
+        """Examine one element and write down what is found."""
+        line = Line(self.problem, k, np.array([i]), scale[i : i + 1])
+        finding = self._examine(line, rows)
+        if finding.verdict == "fail":
+            finding = self._excuse(line, rows[finding.cotangent], finding)
+        index = tuple(int(n) for n in np.unravel_index(i, self.problem.arrays[k].shape))
+        self._element(k, index, float(rows[finding.cotangent][1][i]), finding, float(scale[i]))
+        return finding
+
+    def _bisect(self, k: int, line: Line, row: Row, finding: Finding, scale: Array) -> None:
+        """Name the elements that make a block fail: residuals add up, so the half with the larger one is followed."""
+        g, a = row
+        known: dict[int, float] = {}  # what named elements contribute to the residual along the line
+
+        def residual(part: Line) -> float:
+            pair = part.pair(finding.step)
+            if pair is None:
+                return math.nan
+            named = sum(r for i, r in known.items() if i in part.places)
+            return (float(g @ pair.delta) - float(a[part.places] @ pair.moved)) / pair.width - named
+
+        whole = finding.residual
+        while self.named < NAMED:
+            part, r = line, whole
+            while part.places.size > 1:
+                half = part.places.size // 2
+                left, right = part.part(slice(None, half)), part.part(slice(half, None))
+                r_left = residual(left)
+                part, r = (left, r_left) if abs(r_left) >= abs(r - r_left) else (right, r - r_left)
+            i = int(part.places[0])
+            single = self._single(k, i, [row], scale) if i not in known else None
+            if single is None or single.verdict != "fail":
+                self._item(k, None, None, None, None, "fail", f"a block of {line.places.size} elements is off by "
+                           f"{abs(whole) / (norm(a[line.places] * line.d) or 1):.1e} of its size; no single element is")
+                self.counts["fail"] += 1
+                self.counts["pass"] -= 1
+                return
+            self.counts["pass"] -= 1
+            self.named += 1
+            known[i] = single.residual / scale[i] * float(part.d[0])
+            whole -= known[i]
+            if len(known) >= FEW and abs(whole) > 0.5 * abs(finding.residual):
+                self.notes.append(f"input {k}: the error is spread over many of {line.places.size} elements")
+                return
+            if abs(whole) <= 100 * finding.error + 1e-6 * norm(a[line.places] * line.d) + 1e-5 * abs(known[i]):
+                return
+
+    def _kinks(self, k: int, line: Line, row: Row, scale: Array, outputs: int) -> None:
+        """Elements at kinks, by the thousand. A rule that takes the left slope everywhere agrees exactly with the
+        one-sided difference to the left along positive directions; whatever does not agree with the left, the right or
+        the middle is halved, down to elements."""
+        stack, looked, agreed = [line.part(slice(None), positive=True)], 0, 0
+        while stack:
+            part = stack.pop()
+            agrees, kink = self._agrees(part, row)
+            if agrees:
+                agreed += kink * part.places.size
+            elif part.places.size > 1:
+                half = part.places.size // 2
+                stack += [part.part(slice(half, None)), part.part(slice(None, half))]
+            elif looked < FAILURES:
+                looked += 1
+                self.counts["pass"] -= 1
+                self._single(k, int(part.places[0]), [row], scale)
+            else:
+                left = part.places.size + sum(p.places.size for p in stack)
+                reason = f"{left} elements about kinks were not examined, after {looked}"
+                self._item(k, None, None, None, None, "ill", reason)
+                self.counts["ill"] += left
+                self.counts["pass"] -= left
+                return
+        kinked = min(agreed, outputs)
+        self.counts["kink"] += kinked
+        self.counts["pass"] -= kinked
+        if kinked:
+            self.notes.append(f"input {k}: {outputs} outputs at kinks agree with one side, in blocks of elements")
+
+    def _agrees(self, line: Line, row: Row) -> tuple[bool, bool]:
+        """(the rule agrees with the slope of the left, of the right, or with their middle; the slopes differ)"""
+        g, a = row
+        h, base = SMALL, self.problem.base
+        (plus, right), (minus, left) = line.value(h), line.value(-h)
+        if plus is None or minus is None:
+            return False, False
+        mine = a[line.places]
+        rises = np.array([float(g @ (base - minus)), float(g @ (plus - base))]) / h
+        moved = np.array([float(mine @ (line.at - left)), float(mine @ (right - line.at))]) / h
+        changed = (plus != base) | (minus != base)
+        doubt = 16 * rounding(self.problem.unit, g[changed], np.abs(base[changed]) + np.abs(plus - base)[changed]) / h
+        doubt += CLEAR * max(norm(mine * line.d), float(np.abs(rises).max()))
+        r = rises - moved
+        return bool(min(abs(r[0]), abs(r[1]), abs(r.mean())) <= doubt), bool(abs(r[1] - r[0]) > doubt)
+
+    # ---- ties ------------------------------------------------------------------------------------------------------
+
+    def _ties(self) -> None:
+        """Elements at kinks together, those too that agree with the middle of their slopes.
+
+        An output that bends upwards along every direction must lie above the plane of the rule's answer, one that bends
+        downwards below it. Two tied maxima that both get 1 are each between their slopes; their sum is not. Where an
+        output bends both ways, the inequality says nothing: skipped.
+        """
+        tied = [row for row in self.bent if row[2] in ("pass", "kink")][:FAILURES]
+        if len(tied) < 2:
+            return
+        sizes = {k: self._scale(self.problem.arrays[k]) for k, _, _ in tied}
+        flat = [(k, int(np.ravel_multi_index(index, self.problem.arrays[k].shape))) for k, index, _ in tied]
+        reach = np.array([sizes[k][i] for k, i in flat])
+        ones = np.ones(len(flat))
+        draws = [*self.rng.standard_normal((DIRECTIONS // 2 - 1, len(flat))), ones]  # the first shows what bends
+        chosen: Array | None = None
+        slopes, errors = [], []
+        for d in draws:
+            sides = [self._slope(flat, sign * reach * d) for sign in (1, -1)]
+            if any(s is None for s in sides):
+                return
+            (up, up_error), (down, down_error) = sides  # type: ignore[misc]
+            if chosen is None:
+                bend = np.abs(up + down) - 10 * (up_error + down_error)
+                chosen = np.argsort(-bend)[:OUTPUTS]
+                chosen = chosen[bend[chosen] > 0]
+            slopes.append((up[chosen], down[chosen]))
+            errors.append((up_error[chosen], down_error[chosen]))
+        assert chosen is not None
+        f, e = np.array(slopes), np.array(errors)  # direction, side, output
+        bend, doubt = f.sum(axis=1), 10 * e.sum(axis=1)
+        skipped = 0
+        for column, j in enumerate(chosen):
+            sign = 1 if (bend[:, column] >= -doubt[:, column]).all() else -1
+            if sign < 0 and not (bend[:, column] <= doubt[:, column]).all():
+                skipped += 1
+                continue
+            answer = self._pulled(int(j))
+            p = np.array([answer[self.wrt.index(k)].ravel()[i] for k, i in flat]) * reach
+            said = np.array(draws) @ p
+            gap = sign * (f[:, :, column] - np.stack([said, -said], axis=1))
+            allowed = 10 * e[:, :, column] + CLEAR * (np.abs(f[:, :, column]) + np.abs(said)[:, None])
+            if (gap < -allowed).any():
+                worst = np.unravel_index(np.argmin(gap + allowed), gap.shape)
+                k, index, verdict = tied[int(np.argmax(np.abs(p)))]
+                slope, claim = f[(*worst, column)], said[worst[0]] * (1, -1)[worst[1]]
+                self.counts[verdict] -= 1
+                self.counts["fail"] += 1
+                self._item(
+                    k, index, float(claim), float(slope), float(e[(*worst, column)]), "fail",
+                    f"tied kinks: each gradient lies between its slopes, but the {len(tied)} together are no "
+                    f"subgradient of output {int(j)}, which has slope {slope:.6g} where the rule says {claim:.6g}",
+                )
+                return
+        if skipped:
+            self.notes.append(f"{skipped} outputs bend both ways at the kinks: not judged jointly")
+
+    def _slope(self, places: list[tuple[int, int]], d: Array) -> tuple[Array, Array] | None:
+        """The one-sided slope of every output along d, and its error."""
+        values = []
+        for h in (4 * SMALL, SMALL):
+            arrays = self.problem.copies()
+            for (k, i), step in zip(places, d, strict=True):
+                arrays[k].flat[i] += h * step
+            try:
+                y = self.problem.at(arrays)
+            except Exception:
+                return None
+            if y.size != self.problem.base.size or not np.isfinite(y).all():
+                return None
+            values.append(y)
+        coarse, fine = (values[0] - self.problem.base) / (4 * SMALL), (values[1] - self.problem.base) / SMALL
+        slope = (4 * fine - coarse) / 3
+        noise = self.problem.unit * np.abs(self.problem.base) * (values[0] != self.problem.base)
+        return slope, np.abs(slope - fine) + 4 * noise / SMALL
+
+    # ---- float32 and float16 ----------------------------------------------------------------------------------------
+
+    def _precision(self) -> None:
+        """The gradient in the dtype of the inputs against the float64 one of the same rule. It may be off by what half
+        an ulp of the inputs does to it, 32 times over, and by some rounding of its own."""
+        native = Problem(self.f, self.vjp, self.given, self.wrt)
+        g = self.found.cotangents[0] if self.found.cotangents else 2 * self.rng.standard_normal(native.base.size)
+        g = np.sign(g) * (1 + np.abs(g))  # none so small that products with it leave the range of float16
+        g = np.concatenate([c.astype(np.float64).ravel() for c in native.cotangent(g) if is_float(c)] or [g])
+        answer = native.pull(g)
+        for test, check in {"shape": shapes, "dtype": dtypes}.items():
+            problem, where = check(native, answer)
+            if problem:
+                self.found.record(test, problem, where)
+                self._item(where, None, None, None, None, "fail", f"{test}: {problem}")
+                return
+        if not self.found.sound:
+            return
+        exact = self.problem.gradient(g)
+        unit = max(float(np.finfo(a.dtype).eps) / 2 for a in self.given if is_float(a))
+        ulp = unit * float(np.abs(g * self.problem.base).max(initial=0))  # of <g, f>
+        spread = [
+            32 * near + 4 * far
+            for near, far in zip(self._spreads(g, exact, unit), self._spreads(g, exact, unit, ulp), strict=True)
+        ]
+        for place, k in enumerate(self.wrt):
+            dtype = self.given[k].dtype
+            info = np.finfo(dtype)
+            mine, right = np.asarray(answer[place], np.float64), exact[place]
+            size = np.abs(right)
+            allowed = spread[place] + 64 * unit * (size + size.max(initial=0) / 4)
+            allowed += 4 * float(info.smallest_subnormal)
+            wrong = ~(np.abs(mine - right) <= allowed) & np.isfinite(right) & (size < 0.5 * float(info.max))
+            for i in np.flatnonzero(wrong)[:NAMED]:
+                index = tuple(int(n) for n in np.unravel_index(i, right.shape))
+                self._item(k, index, float(mine.flat[i]), float(right.flat[i]), float(allowed.flat[i]), "fail",
+                           f"{dtype}: the same rule in float64 gives another gradient than in {dtype}")
+            if wrong.any():
+                self.counts["fail"] += int(wrong.sum())
+                self.counts["pass"] = max(0, self.counts["pass"] - int(wrong.sum()))
+
+    def _spreads(self, g: Array, exact: list[Array], unit: float, ulp: float = 0.0) -> list[Array]:
+        """For each gradient the largest change under four random perturbations of the inputs: by `unit`, or by as much
+        as moves <g, f> by `ulp`, which f cannot tell apart (at most 1 %)."""
+        spread = [np.zeros(a.shape) for a in exact]
+        for _ in range(4):
+            near = self.problem.copies()  # which keep their layout
+            for k, a in enumerate(near):
+                if not is_float(a) or not a.size:
+                    continue
+                amount: Any = unit * np.abs(a)
+                if ulp and k in self.wrt:
+                    slope = np.abs(exact[self.wrt.index(k)])
+                    blurred = ulp / np.where(slope > 0, slope, np.inf)
+                    amount = np.clip(blurred, amount, np.maximum(0.01 * np.abs(a), amount))
+                equal = np.unique(a, return_inverse=True)[1].reshape(a.shape)  # ties stay ties
+                a += np.where(a == 0, 0, amount) * self.rng.choice([-1, 1], a.size)[equal]
+            try:
+                answers = self.problem.gradient(g, near)
+            except Exception:  # outside its domain
+                continue
+            spread = [np.fmax(s, np.abs(b - a)) for s, a, b in zip(spread, exact, answers, strict=True)]
+        return spread
+
+    # ---- the report ------------------------------------------------------------------------------------------------
+
+    def _report(self) -> GradReport:
+        structural = {id(item) for item in self.items[: len(self.found.where)]}
+        self.items.sort(
+            key=lambda x: (id(x) not in structural, -VERDICTS.index(x.verdict), x.index is None, -round(_excess(x), 6))
+        )
+        failed = [item for item in self.items if item.verdict == "fail"]
+        analytic = {
+            k: a.reshape(self.problem.arrays[k].shape)
+            for k, a in zip(self.wrt, self.found.gradients[0] if self.found.gradients else [], strict=False)
+            if k in self.numeric
+        }
+        suggestions: list[str] = []
+        taylor = None
+        if failed and self.found.sound:
+            sizes = [a.shape for a in self.problem.arrays] + [y.shape for y in self.problem.outputs]
+            for k in sorted({item.input for item in failed if item.input in self.numeric}):
+                others = {i: n for i, n in self.numeric.items() if i != k}
+                found = hints(analytic[k], self.numeric[k], others=others, shapes=sizes)
+                suggestions += [f"input {k}: {hint}" for hint in found]
+            with suppress(Exception):  # it does not mind where f is defined
+                taylor = taylor_vjp(self.f, self.vjp, self.problem.arrays, self.wrt, self.seed)
+        return GradReport(
+            items=self.items,
+            structure=self.found.results,
+            counts=self.counts,
+            kinks=self.kinks,
+            resolution=self.resolution,
+            miss_probability=self.miss,
+            noise=norm(self.found.noise) / (norm(self.problem.base) or 1.0),
+            evals=self.problem.evals,
+            backwards=self.problem.backwards,
+            seed=self.seed,
+            mode=self.mode,
+            dtypes=tuple(str(a.dtype) for a in self.given),
+            shapes=tuple(a.shape for a in self.given),
+            names=_names(self.f, len(self.given)),
+            numeric=self.numeric,
+            analytic=analytic,
+            notes=self.notes,
+            taylor=taylor,
+            hints=suggestions,
+            reproduce=f"check_vjp(f, vjp, arrays, wrt={self.wrt}, seed={self.seed}, mode={self.mode!r})",
+        )
+
+
+def _excess(item: Item) -> float:
+    """How wrong, relative to what the numbers allow."""
+    if item.analytic is None or item.numeric is None or not math.isfinite(item.analytic):
+        return math.inf
+    size = max(abs(item.analytic), abs(item.numeric))
+    return abs(item.analytic - item.numeric) / size if size else 0.0
+
+
+def _names(f: Callable[..., Any], n: int) -> tuple[str, ...]:
+    """The names of f's parameters, as far as they are known."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(named[:n]) if len(named) >= n else ()
