@@ -19,9 +19,10 @@ import numpy as np
 from .problem import Array, Problem, norm
 from .report import Derivative
 
-TOP, RATIO, LEVELS = 0.25, 4.0, 22
-"""The ladder of steps: 0.25 * 4^-j of the scale, over 13 decades."""
+TOP, RATIO, LEVELS = 0.25, 4.0, 24
+"""The ladder of steps: 0.25 * 4^-j of the scale, over 14 decades: down to some ulps."""
 FAR = 4.0  # a candidate that a smaller step misses by more than this many errors of both is discarded
+TAIL = 5  # steps that show the noise: at the smallest even sin at 1e12 is smooth
 BURIED = 1e6  # roundings: an output whose last movement is smaller may go on moving below its rounding
 COARSEST = 1e-2  # spacing, as a fraction of the scale, at which noise is looked for
 COARSE = 1e-3  # of <g, f>: rounding inside f is finer; what is coarser is a kink or a jump
@@ -99,8 +100,7 @@ class Estimate:
     step: float  # the smallest step of the candidate, as a fraction of the scale
     noise: float  # of one evaluation of <g, f>
     capacity: float  # the rounding of the outputs that the line moves: a change that could not be seen
-    natural: float  # |<g, f>| / scale: the size that a derivative has where nothing cancels
-    last: float  # |r| at the smallest step, inf where an output stands still there
+    falls: bool  # |r| falls with the step, down to its noise: it tends to 0
     steps: list[float] = field(default_factory=list)
 
     @property
@@ -109,7 +109,7 @@ class Estimate:
 
 
 def ladder(line: Line, a: Array, g: Array, jitter: float) -> Estimate:
-    """The residual by the best step and the best order of extrapolation among 22 steps.
+    """The residual by the best step and the best order of extrapolation among 24 steps.
 
     The error of a candidate is its distance from its neighbour plus noise over step. Noise is the rounding of the
     outputs or the scatter of the smallest steps. A candidate that is contradicted by any smaller step is discarded, so
@@ -134,7 +134,7 @@ def ladder(line: Line, a: Array, g: Array, jitter: float) -> Estimate:
         noise[j] = rounding(unit, g[moves], size[moves])
         natural = max(natural, norm((g * size)[moves]))
     if not (valid := np.isfinite(rho)).any():
-        return Estimate(np.nan, np.inf, np.nan, np.nan, 0.0, 0.0, np.inf, steps)
+        return Estimate(np.nan, np.inf, np.nan, np.nan, 0.0, False, steps)
     # An output that stands still at small steps may go on moving below its rounding. It does not if it stopped far
     # above that, and the rule agrees that it stopped.
     least = np.where(least <= BURIED * unit * np.abs(base), np.maximum(least, unit * np.abs(base)), 0)
@@ -142,24 +142,48 @@ def ladder(line: Line, a: Array, g: Array, jitter: float) -> Estimate:
     noise = np.hypot(np.maximum(noise, scatter(rho[valid])), np.hypot(hidden, jitter))
     r, span = rho / width, np.abs(width)
     value, error, j = best(r, noise / span)
-    if j > 0 and (i := exit_of(r, noise / span, value, error, j)) >= 0:
+    if j > 0 and (i := exit_of(r, noise / span, value, error, j)) >= 0 and leaps(line, g, a, value, steps[i]):
         rough = roughness(line, g, steps[i])
         if 8 * noise[i] < rough <= COARSE * natural:
             noise = np.hypot(noise, 6 * rough)
             value, error, j = best(r, noise / span)
-    last = np.inf if hidden else float(np.abs(r[valid][-1]))
     capacity = rounding(unit, g[ever], base[ever]) if ever.any() else rounding(unit, g, base)
     step = steps[j] if j >= 0 else np.nan
-    return Estimate(value, error, step, float(np.nanmin(noise)), capacity, natural, last, steps)
+    tends = falls(r[valid], (noise / span)[valid])
+    return Estimate(value, error, step, float(np.nanmin(noise)), capacity, tends, steps)
 
 
 def scatter(rho: Array) -> float:
     """The noise of <g, f> that the smallest steps show: where f is smooth, terms of h and h^3 cancel in this sum."""
-    tail, first, third = rho[-9:], RATIO, RATIO**3
+    tail, first, third = rho[-TAIL:], RATIO, RATIO**3
     if tail.size < 3:
         return 0.0
     left = tail[:-2] - (first + third) * tail[1:-1] + first * third * tail[2:]
     return 2 * float(np.median(np.abs(left))) / (first * third)
+
+
+def falls(r: Array, noise: Array) -> bool:
+    """Whether |r| falls with the step, by more than 3 from each step to the next, over four steps at least, and then
+    stays within its noise."""
+    above = np.abs(r) > 8 * noise
+    n = int(above.argmin()) if not above.all() else len(r)
+    size = np.abs(r[:n])
+    return n >= 5 and not above[n:].any() and bool((size[1:] < size[:-1] / 3).all())
+
+
+def leaps(line: Line, g: Array, a: Array, value: float, h: float) -> bool:
+    """Whether f leaves the plateau of `value` between h / 4 and h by a jump: by bisection for the place. Behind a kink
+    it leaves by nothing at first."""
+
+    def away(step: float) -> float:
+        pair = line.pair(step)
+        return np.inf if pair is None else abs(float(g @ pair.delta) - float(a @ pair.moved) - value * pair.width)
+
+    top, low, high = away(h), h / RATIO, h
+    for _ in range(18):
+        middle = (low + high) / 2
+        low, high = (low, middle) if away(middle) > 0.02 * top else (middle, high)
+    return away(high) > 0.1 * top
 
 
 def exit_of(r: Array, noise: Array, value: float, error: float, j: int) -> int:
@@ -210,7 +234,7 @@ def best(r: Array, noise: Array) -> tuple[float, float, int]:
     six = (RATIO**4 * four[1:] - four[:-1]) / (RATIO**4 - 1)
     winner = np.nan, np.inf, -1
     n = len(r)
-    settled = np.abs(np.diff(r, append=np.nan)) + 2 * noise  # how far a plain difference may be off
+    settled = np.append(np.abs(np.diff(r)) + 2 * noise[:-1], 4 * noise[-1])  # how far a plain difference may be off
     for depth, values in enumerate((r, four, six)):
         j = np.arange(len(values)) + depth  # the smallest step in each
         truncation = np.abs(np.diff(values, append=np.nan))
@@ -287,7 +311,7 @@ def derivative(f: Callable[..., Any], x: Any, d: Any = None) -> Derivative:
     """The derivative of f, a function of one array to one number, at x along d (default: ones), in float64.
 
     `value` +- `error`; `left` and `right` are the one-sided slopes, which differ at a kink. `error` is inf where no
-    step can be trusted. No step size to choose: 22 of them, from 0.25 max|x| downwards, are tried.
+    step can be trusted. No step size to choose: 24 of them, from 0.25 max|x| downwards, are tried.
     """
     at = np.asarray(x, np.float64)
     along = np.ones(at.shape) if d is None else np.broadcast_to(np.asarray(d, np.float64), at.shape)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .difference import Estimate, Line, Pair, ladder, one_sided, rounding
+from .difference import Line, Pair, Slopes, ladder, one_sided, rounding
 from .hints import hints
 from .problem import Array, Problem, is_float, norm
 from .remainder import taylor_vjp
@@ -28,8 +28,10 @@ DECIDED = 1e-4  # an error bar above this share of the derivative decides nothin
 FAILURES, NAMED, FEW = 64, 8, 3  # of an input: elements examined before "and more", and named; of a block, before
 # an error that has not shrunk by half is called spread out
 STATED = 0.01  # the error of one element that `miss_probability` speaks of
+HALVINGS = 1000  # of a block with kinks
 SMALL = 1e-7  # the step of one-sided slopes, where many are taken
-OUTPUTS, DIRECTIONS = 16, 64  # for kinks: outputs examined one by one, directions of the joint test
+NEARBY, NEARBY_SIZE = 32, 20_000  # points around, for inputs of so many elements at most
+OUTPUTS, DIRECTIONS, DRAWS = 16, 64, 16  # for kinks: outputs examined one by one, directions of the joint test
 
 
 def check_vjp(
@@ -90,6 +92,8 @@ class Check:
         self.resolution = self.miss = 0.0
         self.numeric: dict[int, Array] = {}
         self.single: dict[int, list[Array]] = {}
+        self.together = False  # whether kinks were judged in blocks
+        self.nearby: tuple[Array, list[tuple[list[Array], list[Array]]]] | None = None  # of the last cotangent
         self.spread: tuple[Array, list[Array]] | None = None  # of the last cotangent
         self.named = 0
         self.bent: list[tuple[int, tuple[int, ...], str]] = []  # elements that may be at kinks, with their verdicts
@@ -114,6 +118,8 @@ class Check:
             for place, k in enumerate(self.wrt):
                 self._input(place, k)
             self._ties()
+            if self.together:
+                self._joint()
         if low:
             self._precision()
         return self._report()
@@ -132,7 +138,7 @@ class Check:
             found = self._climb(line, *rows[c], c)
             hidden = max(hidden, found.hidden)
             worst = max(worst, found, key=lambda x: VERDICTS.index(x.verdict))
-            if worst.verdict == "fail":
+            if worst.verdict == "fail" or (worst.verdict == "ill" and line.d.size > 1):
                 break
         worst.hidden, worst.bends = hidden, pair is not None and self._bends(pair)
         return worst
@@ -202,7 +208,8 @@ class Check:
         own = np.abs(line.at)
         if finding.verdict != "pass" and ((own > 0) & (own < np.abs(line.d))).any():
             closer = self._other(line, np.where(own > 0, np.minimum(1, own / np.abs(line.d)), 1), g, claimed, c)
-            finding = finding if closer.verdict == "ill" else closer
+            across = line.d.size == 1 and finding.step * np.abs(line.d[0]) > own[0]  # on the far side of 0
+            finding = finding if closer.verdict == "ill" and not across else closer
         if line.d.size == 1 and abs(line.d[0]) < 1:
             unseen = abs(finding.residual) <= 16 * rounding(self.problem.unit, g, self.problem.base)
             if finding.verdict == "ill" or (finding.verdict == "fail" and unseen):
@@ -217,9 +224,12 @@ class Check:
 
     def _other(self, line: Line, factor: Array, g: Array, a: Array, c: int) -> Finding:
         """The ladder at another scale, in the units of the line."""
+        if not np.all((factor > 0) & (factor < np.inf)):  # x so small that the ratio is beyond the range
+            return Finding("ill", np.nan, np.inf, "no step gives a difference to be trusted", cotangent=c)
         finding = self._up(Line(self.problem, line.k, line.places, line.d * factor), g, a, c)
         if line.d.size == 1:
-            finding.residual, finding.error = finding.residual / float(factor[0]), finding.error / float(factor[0])
+            by = float(factor[0])
+            finding.residual, finding.error, finding.step = finding.residual / by, finding.error / by, finding.step * by
         return finding
 
     def _up(self, line: Line, g: Array, a: Array, c: int) -> Finding:
@@ -236,19 +246,12 @@ class Check:
             made.verdict, made.reason = "ill", "the change of f that the gradient predicts is below its rounding"
         elif abs(e.value) > doubt:
             made.verdict, made.reason = "fail", "the slopes agree on both sides"
-        elif scale == 0 and not self._is_zero(e):
+        elif scale == 0 and e.error > 0 and not e.falls:
             made.verdict, made.reason = "ill", "the gradient is 0, and the change of f is within its noise"
         elif scale and doubt > DECIDED * reference:
             made.verdict = "ill"
             made.reason = f"f is too noisy or too flat: differences decide no more than {hidden:.0e} of the gradient"
         return made
-
-    @staticmethod
-    def _is_zero(e: Estimate) -> bool:
-        """Whether a derivative that the rule says is 0 is 0: f does not move, or it falls with the step without end."""
-        if e.error == 0:
-            return True
-        return abs(e.value) + e.error <= 1e-9 * e.natural and e.last <= 1e-9 * e.natural
 
     # ---- one input --------------------------------------------------------------------------------------------------
 
@@ -278,7 +281,7 @@ class Check:
         for i in range(scale.size):
             line = Line(self.problem, k, np.array([i]), scale[i : i + 1])
             finding = self._examine(line, rows)
-            if finding.verdict == "fail":
+            if finding.verdict == "fail" or (finding.verdict == "ill" and finding.bends):
                 finding = self._excuse(line, rows[finding.cotangent], finding)
                 failures += finding.verdict == "fail"
             elif finding.bends:
@@ -327,29 +330,106 @@ class Check:
         g, a = row[0], row[1][line.places]
         finite = bool(np.isfinite(a).all())
         slopes = one_sided(line, g)
-        if slopes is None or not (bent := slopes.kinked).any():
-            if finite and abs(finding.residual) <= 10 * self._spread(line, g):
-                finding.verdict, finding.reason = "ill", "the rule's own rounding here is as large as the difference"
-            elif finite:
-                self._second_opinion(line, g, a, finding)
+        bends = slopes is not None and bool(slopes.kinked.any())
+        here = finding.step > 1e-4  # else smaller steps saw that no kink is here
+        if slopes is not None and bends:
+            here = self._kink(line, row, slopes, finding)
+        if finding.verdict != "fail" or not finite:
             return finding
-        low, high = slopes.interval(g)
-        if slopes.jumps.any():
-            ends = [float(g @ s) for s in slopes.slopes]
-            near = finite and any(abs(e - float(a @ line.d)) <= 1e-6 * abs(e) for e in ends)
-            finding.verdict = "ill" if near else "fail"
-            finding.reason = "f jumps here" + ("" if near else ", and the gradient is the slope of neither side")
-            return finding
-        left, right = (float(g @ s) for s in slopes.slopes)
-        sides = f"left slope {left / line.d[0]:.6g}, right slope {right / line.d[0]:.6g}"
-        central = (float(a @ line.d) if finite else 0.0) + finding.residual
-        if abs(central - (left + right) / 2) > 0.01 * abs(right - left) + 10 * finding.error + (high - low) * ACCEPT:
-            return finding  # smaller steps see no kink: it is near, not here
-        if finite and low <= float(a @ line.d) <= high and self._inside(line, slopes, np.flatnonzero(bent)):
-            finding.verdict, finding.reason = "kink", f"a kink: {sides}"
-        else:
-            finding.reason = f"outside the one-sided slopes of a kink: {sides}"
+        if self._buried(line, row, finding):
+            finding.verdict, finding.reason = "ill", "some outputs move by less than their rounding, says the gradient"
+        elif not bends and abs(finding.residual) <= 10 * self._spread(line, g):
+            finding.verdict, finding.reason = "ill", "the rule's own rounding here is as large as the difference"
+        elif here and (verdict := self._limit(line, row)):
+            finding.verdict, finding.reason = verdict
+        elif not bends:
+            self._second_opinion(line, g, a, finding)
         return finding
+
+    def _kink(self, line: Line, row: Row, slopes: Slopes, finding: Finding) -> bool:
+        """An element with two slopes: between them lies what a rule may answer. False if smaller steps see one slope:
+        the kink is near, not here."""
+        g, a = row[0], row[1][line.places]
+        finite = bool(np.isfinite(a).all())
+        said = float(a @ line.d) if finite else 0.0
+        left, right = (float(g @ s) for s in slopes.slopes)
+        if slopes.jumps.any():
+            if finding.verdict == "fail":
+                near = finite and min(abs(left - said), abs(right - said)) <= 1e-6 * abs(said)
+                finding.verdict = "ill" if near else "fail"
+                finding.reason = "f jumps here" + ("" if near else ", and the gradient is the slope of neither side")
+            return False
+        low, high = slopes.interval(g)
+        if abs(said + finding.residual - (left + right) / 2) > 0.01 * abs(right - left) + 10 * finding.error:
+            return False
+        sides = f"left slope {left / line.d[0]:.6g}, right slope {right / line.d[0]:.6g}"
+        if finite and low <= said <= high and self._inside(line, slopes, np.flatnonzero(slopes.kinked)):
+            finding.verdict, finding.reason = "kink", f"a kink: {sides}"
+        elif finding.verdict == "fail":
+            finding.reason = f"outside the one-sided slopes of a kink: {sides}"
+        return True
+
+    def _buried(self, line: Line, row: Row, finding: Finding) -> bool:
+        """Whether the rule is right about the outputs that move, and says of the others that they move by less than
+        their rounding, as the largest of a saturated softmax does."""
+        pair = line.pair(finding.step)
+        if pair is None or not (still := pair.plus == pair.minus).any() or still.all():
+            return False
+        place = self.wrt.index(line.k)
+        g, hidden = self._masked(place, row[0], still)
+        said = abs(float(hidden[line.places] @ line.d)) * 2 * finding.step
+        if said > 8 * rounding(self.problem.unit, g[still], self.problem.base[still]):
+            return False
+        return self._examine(line, [self._masked(place, row[0], ~still)]).verdict != "fail"
+
+    def _limit(self, line: Line, row: Row) -> tuple[str, str] | None:
+        """(verdict, reason) where several kinks meet: a unit whose inputs are all 0 is such a point, a median of equal
+        numbers another. One-sided slopes along single elements say little there.
+
+        `kink` if the answer lies between gradients at points nearby, which differ and are right there: an element of
+        Clarke's generalised gradient (1983). `ill` if it does not but more than two gradients meet: what a composition
+        of choices gives may lie outside (Bolte and Pauwels 2021, Conservative set valued fields).
+        """
+        place, i = self.wrt.index(line.k), int(line.places[0])
+        if sum(a.size for a in self.problem.arrays) > NEARBY_SIZE:
+            return None
+        if self.nearby is None or self.nearby[0] is not row[0]:
+            self.nearby = row[0], list(self._around(row[0]))
+        if not (points := self.nearby[1]):
+            return None
+        values = np.array([gradients[place].ravel()[i] for _, gradients in points])
+        order = np.argsort(values)
+        size = float(np.abs(values).max())
+        apart = np.count_nonzero(np.diff(values[order]) > 1e-3 * size)  # gradients that are told apart, less one
+        clear = 1e-3 * float(values[order[-1]] - values[order[0]]) * float(line.d[0])
+        if not apart or not all(self._right_at(points[j], line, row[0], clear) for j in order[[0, -1]]):
+            return None
+        if values[order[0]] - CLEAR * size <= row[1][i] <= values[order[-1]] + CLEAR * size:
+            return "kink", "kinks meet here: a limit of gradients at points nearby"
+        if apart > 1:
+            return "ill", "several kinks meet here: what their choices make together, no difference can judge"
+        return None
+
+    def _around(self, g: Array) -> Iterator[tuple[list[Array], list[Array]]]:
+        """Points within about 1e-6 of the scale, with the rule's answers there."""
+        for _ in range(NEARBY):
+            arrays = self.problem.copies()
+            for k in self.wrt:
+                x = arrays[k]
+                x += 1e-6 * (self._scale(x) * self.rng.standard_normal(x.size)).reshape(x.shape)
+            with suppress(Exception):  # outside its domain
+                gradients = self.problem.gradient(g, arrays)
+                if all(np.isfinite(a).all() for a in gradients):
+                    yield arrays, gradients
+
+    def _right_at(self, point: tuple[list[Array], list[Array]], line: Line, g: Array, clear: float) -> bool:
+        """Whether a difference confirms the rule for this element at another point, to within `clear`."""
+        arrays, gradients = point
+        there = Problem(self.f, self.vjp, arrays, self.wrt)
+        a = gradients[self.wrt.index(line.k)].ravel()[line.places]
+        found = self._up(Line(there, line.k, line.places, line.d), g, a, 0)
+        self.problem.evals += there.evals
+        return found.verdict != "fail" and abs(found.residual) + found.error <= clear
 
     def _second_opinion(self, line: Line, g: Array, a: Array, finding: Finding) -> None:
         """The complex step Im <g, f(x + i h d)> / h, exact to the last digit where f is analytic as NumPy computes it
@@ -491,10 +571,12 @@ class Check:
             i = int(part.places[0])
             single = self._single(k, i, [row], scale) if i not in known else None
             if single is None or single.verdict != "fail":
-                self._item(k, None, None, None, None, "fail", f"a block of {line.places.size} elements is off by "
-                           f"{abs(whole) / (norm(a[line.places] * line.d) or 1):.1e} of its size; no single element is")
-                self.counts["fail"] += 1
-                self.counts["pass"] -= 1
+                n = line.places.size
+                self.counts["ill"] += n
+                self.counts["pass"] -= n
+                off = abs(whole) / (norm(a[line.places] * line.d) or 1)
+                reason = f"a block of {n} elements is off by {off:.1e} of its size, but no element that was found is"
+                self._item(k, None, None, None, None, "ill", reason)
                 return
             self.counts["pass"] -= 1
             self.named += 1
@@ -510,16 +592,18 @@ class Check:
         """Elements at kinks, by the thousand. A rule that takes the left slope everywhere agrees exactly with the
         one-sided difference to the left along positive directions; whatever does not agree with the left, the right or
         the middle is halved, down to elements."""
-        stack, looked, agreed = [line.part(slice(None), positive=True)], 0, 0
+        stack, looked, agreed, halvings = [line.part(slice(None), positive=True)], 0, 0, 0
+        self.together = True
         while stack:
             part = stack.pop()
+            halvings += 1
             agrees, kink = self._agrees(part, row)
             if agrees:
                 agreed += kink * part.places.size
-            elif part.places.size > 1:
+            elif part.places.size > 1 and halvings < HALVINGS:
                 half = part.places.size // 2
                 stack += [part.part(slice(half, None)), part.part(slice(None, half))]
-            elif looked < FAILURES:
+            elif part.places.size == 1 and looked < FAILURES:
                 looked += 1
                 self.counts["pass"] -= 1
                 self._single(k, int(part.places[0]), [row], scale)
@@ -611,8 +695,46 @@ class Check:
         if skipped:
             self.notes.append(f"{skipped} outputs bend both ways at the kinks: not judged jointly")
 
-    def _slope(self, places: list[tuple[int, int]], d: Array) -> tuple[Array, Array] | None:
-        """The one-sided slope of every output along d, and its error."""
+    def _joint(self) -> None:
+        """The same for kinks that were judged in blocks, all at once: with a cotangent that makes every bent output
+        bend upwards, the rule's answer must lie between the slopes of both sides, along ones and along positive random
+        numbers, over all inputs together. Violations by many outputs add up."""
+        reach = max(float(self._scale(self.problem.arrays[k]).max()) for k in self.wrt)
+        sizes = [self.problem.arrays[k].size for k in self.wrt]
+        places = [(k, slice(None)) for k in self.wrt]
+
+        def slopes(d: Array) -> tuple[Array, Array] | None:
+            parts = np.split(reach * d, np.cumsum(sizes)[:-1])
+            sides = [self._slope(places, [sign * p for p in parts]) for sign in (1, -1)]
+            if sides[0] is None or sides[1] is None:
+                return None
+            return np.stack([-sides[1][0], sides[0][0]]), sides[0][1] + sides[1][1]
+
+        up = down = np.ones(self.problem.base.size, bool)  # bends upwards along every direction, downwards
+        for _ in range(DRAWS):
+            if (found := slopes(self.rng.standard_normal(sum(sizes)))) is None:
+                return
+            bend, doubt = found[0][1] - found[0][0], 10 * found[1]
+            up, down = up & (bend >= -doubt), down & (bend <= doubt)
+        sign = 1.0 * up - down
+        for d in np.ones(sum(sizes)), np.abs(self.rng.standard_normal(sum(sizes))):
+            if (found := slopes(d)) is None or not sign.any():
+                return
+            g = sign * np.abs(self.found.cotangents[0])
+            answer = np.concatenate([a.ravel() for a in self.problem.gradient(g)])
+            said, (left, right) = float(answer @ (reach * d)), found[0] @ g
+            doubt = 10 * float(np.abs(g) @ found[1]) + CLEAR * (abs(left) + abs(right))
+            if not left - doubt <= said <= right + doubt:
+                self.counts["fail"] += 1
+                self._item(
+                    -1, None, said, left if said < left else right, doubt, "fail",
+                    "tied kinks: elements at kinks are together no subgradient: along one direction the slopes of the "
+                    f"outputs that bend are {left:.6g} and {right:.6g}, the rule says {said:.6g}",
+                )
+                return
+
+    def _slope(self, places: Sequence[tuple[int, Any]], d: Sequence[Any] | Array) -> tuple[Array, Array] | None:
+        """The one-sided slope of every output along d, given for flat places of inputs, and its error."""
         values = []
         for h in (4 * SMALL, SMALL):
             arrays = self.problem.copies()
@@ -620,7 +742,7 @@ class Check:
                 arrays[k].flat[i] += h * step
             try:
                 y = self.problem.at(arrays)
-            except Exception:
+            except Exception:  # outside its domain
                 return None
             if y.size != self.problem.base.size or not np.isfinite(y).all():
                 return None
@@ -652,7 +774,7 @@ class Check:
         unit = max(float(np.finfo(a.dtype).eps) / 2 for a in self.given if is_float(a))
         ulp = unit * float(np.abs(g * self.problem.base).max(initial=0))  # of <g, f>
         spread = [
-            32 * near + 4 * far
+            64 * near + 4 * far
             for near, far in zip(self._spreads(g, exact, unit), self._spreads(g, exact, unit, ulp), strict=True)
         ]
         for place, k in enumerate(self.wrt):

@@ -49,6 +49,8 @@ def examine(problem: Problem, rng: np.random.Generator) -> Structure:
     m = problem.base.size
     weight = _weights(problem)
     first, second, holed = (2 * rng.standard_normal(m) * weight for _ in range(3))
+    if m and (top := float(np.abs(first).max())) < 1:
+        first /= top  # a rule that clips g is to be seen when g is scaled
     if m > 1:
         holed[rng.random(m) < 0.4] = 0
     values = [problem.base, problem.value()]
@@ -63,15 +65,18 @@ def examine(problem: Problem, rng: np.random.Generator) -> Structure:
     found.record("dtype", *dtypes(problem, once))
     zero = problem.pull(np.zeros(m))
     found.record("zero", *_zero(problem, _rows(once), zero))
-    scaled, other, part = (_rows(problem.pull(g)) for g in (-8 * first, second, holed))
+    scaled, far, other, part = (_rows(problem.pull(g)) for g in (-8 * first, 1024 * first, second, holed))
     mixed = _rows(problem.pull(2.5 * first - 1.5 * holed))
     base = _rows(once)
     jitter = [np.abs(a - b) for a, b in zip(base, _rows(twice), strict=True)]
     slack = _slack(problem, first, jitter)
-    broken = _linear(problem, "vjp(-8 g) is not -8 vjp(g)", scaled, [(-8.0, base)], slack) or _linear(
-        problem, "vjp(2.5 g - 1.5 h) is not 2.5 vjp(g) - 1.5 vjp(h)", mixed, [(2.5, base), (-1.5, part)], slack
-    )
-    found.record("linearity", *(broken or ("", -1)))
+    claims = [
+        ("vjp(-8 g) is not -8 vjp(g)", scaled, [(-8.0, base)]),
+        ("vjp(1024 g) is not 1024 vjp(g)", far, [(1024.0, base)]),
+        ("vjp(2.5 g - 1.5 h) is not 2.5 vjp(g) - 1.5 vjp(h)", mixed, [(2.5, base), (-1.5, part)]),
+    ]
+    broken = (_linear(problem, claim, actual, terms, slack) for claim, actual, terms in claims)
+    found.record("linearity", *next(filter(None, broken), ("", -1)))
     found.record("hygiene", problem.damage or _as_given(problem, first, base, slack))
     found.cotangents, found.gradients = [first, second], [base, other]
     return found
@@ -100,6 +105,8 @@ def shapes(problem: Problem, gradients: Any) -> tuple[str, int]:
         return f"{len(gradients)} gradients for {len(problem.wrt)} inputs", -1
     for i, a in zip(problem.wrt, gradients, strict=True):
         shape = problem.arrays[i].shape
+        if isinstance(a, tuple | list):
+            return f"the gradient of input {i} is a {type(a).__name__}, not an array", i
         if a is None:
             return f"None for the gradient of input {i}, of shape {shape}; zeros say that it does not matter", i
         if np.shape(a) != shape:
@@ -170,14 +177,15 @@ def _slack(problem: Problem, g: Array, jitter: list[Array]) -> list[float]:
 def _linear(
     problem: Problem, claim: str, actual: list[Array], terms: list[tuple[float, list[Array]]], slack: list[float]
 ) -> tuple[str, int] | None:
+    agree = AGREE if problem.unit == 2.0**-53 else 8 * problem.unit  # the cotangents of float32 outputs are rounded
     for place, i in enumerate(problem.wrt):
         expected = np.sum([c * rows[place] for c, rows in terms], axis=0)
         size = np.sum([abs(c) * np.abs(rows[place]) for c, rows in terms], axis=0)
         with np.errstate(invalid="ignore"):
             off = np.abs(actual[place] - expected)
-            finite = np.isfinite(size)
+            finite = size < 1e300  # beyond, g times a number is no longer one
             top = float(size[finite].max(initial=0))
-            allowed = AGREE * size + CANCELLATION * 2.0**-53 * top + 8 * slack[place]
+            allowed = agree * size + CANCELLATION * 2.0**-53 * top + 8 * slack[place]
             wrong = finite & ~(off <= allowed)
         if wrong.any():
             worst = int(np.argmax(np.where(wrong, np.nan_to_num(off, nan=np.inf), -1)))
