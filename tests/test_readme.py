@@ -1,10 +1,11 @@
 """Every Python block of the README and of docs/ runs: in order, in one namespace per page, in an empty folder.
 
 A block of ```output is what the Python block above it prints (`...` stands for anything); a block of ```python excerpt
-quotes ops.py.
+quotes ops.py; a block of ```python needs torch runs where torch is installed.
 """
 
 import doctest
+import importlib.util
 import re
 import textwrap
 from pathlib import Path
@@ -54,7 +55,10 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     namespace = {"__name__": "__main__"}
     printed = ""
     for block in fenced_blocks(page.read_text(encoding="utf-8")):
-        if block.language == "python":
+        needs = re.fullmatch(r"python(?: needs (\w+))?", block.language)
+        if needs and needs[1] and not importlib.util.find_spec(needs[1]):
+            continue
+        if needs:
             # Under its own file name and line, so that a traceback points into the page.
             code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
             exec(code, namespace)

@@ -1,8 +1,8 @@
 """The command line `tinygrad-mnist`. Results go to stdout, progress and errors (one line each) to stderr.
 
-Exit codes: 0 done; 1 the training diverged, what a model answers is not finite, or a selftest found a difference; 2
-wrong usage, or files, disk or machine do not allow it; 130 Ctrl-C; 141 nobody reads stdout any more. A stderr that
-cannot be written changes nothing.
+Exit codes: 0 done; 1 the training diverged, what a model answers is not finite, a selftest found a difference, or a
+gradient is wrong; 2 wrong usage, or files, disk or machine do not allow it; 3 a gradient check is undecided; 130
+Ctrl-C; 141 nobody reads stdout any more. A stderr that cannot be written changes nothing.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import sys
 
 try:
+    import importlib.util
     import inspect
     import io
     import json
     import os
     import platform
     import shlex
-    from collections.abc import Callable, Sequence
+    from collections import Counter
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import redirect_stdout
     from dataclasses import Field, fields
     from pathlib import Path
-    from typing import Annotated, Any
+    from typing import Annotated, Any, TypeVar
 
     import numpy as np
     import typer
@@ -38,10 +41,12 @@ except KeyboardInterrupt:  # importing takes long enough to be interrupted
 
 app = typer.Typer(name="tinygrad-mnist", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
+INCONCLUSIVE = 3
 INTERRUPTED, UNREAD = 130, 141  # as the shell counts them: 128 + SIGINT, 128 + SIGPIPE
 METAVARS = {str: "TEXT", float: "X", int: "N", tuple: "N,N,..."}
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
+Row = TypeVar("Row")
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, gpu, gpu:N, or auto: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Model = Annotated[Path, typer.Argument(help="A model file (.safetensors) or the folder of a run.", show_default=False)]
@@ -379,6 +384,219 @@ def selftest(
     else:
         print(report)
     return INTERRUPTED if report.interrupted else 0 if report.ok else 1
+
+
+# ---- gradcheck ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def gradcheck(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OP | FILE.py:FUNCTION",
+            help="Operations, by name (all if none is given), or one function of a file of yours.",
+            show_default=False,
+        ),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Cases of each operation, or of a function whose inputs are drawn.  [default: 100, of a function 10]",
+            show_default=False,
+            min=1,
+            metavar="N",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float64, float32, float16, or several: float64,float32.  [default: all three; of a function that of "
+            "its inputs]",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, gpu, gpu:N, strict (a double of CuPy, needs no GPU), or several.  [default: cpu, and strict in "
+            "float64; of a function that of its inputs]",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides cases, cotangents and directions.", min=0, metavar="N")] = 0,
+    case: Annotated[
+        int | None, typer.Option(help="Run this case alone, as a report says.", show_default=False, min=0, metavar="K")
+    ] = None,
+    order: Annotated[
+        int, typer.Option(help="2 checks the second derivatives too.", min=1, max=2, metavar="1|2")
+    ] = 1,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Plant mistakes in the rules instead, and count which are caught.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Check gradients against differences: of every operation (minutes), of some, or of a function of your own.
+
+    A file declares the inputs of its function f as `f_inputs = (x, ...)`, or as `def f_inputs(rng)` to have them drawn.
+    With `def f_vjp(g, x, ...)` beside it, that gradient is checked and f is a function of NumPy arrays; otherwise it
+    is one of Tensors. Exit code 0: right (kinks are counted); 1: wrong, or not the same twice; 3: undecided.
+
+    \b
+    Examples:
+      tinygrad-mnist gradcheck
+      tinygrad-mnist gradcheck softmax matmul --examples 200 --dtype float64,float32
+      tinygrad-mnist gradcheck loss.py:cross_entropy --seed 7
+      tinygrad-mnist gradcheck relu --mutants
+    """
+    from .gradcheck import files
+
+    chosen = targets or []
+    of_files = [target for target in chosen if files.is_file(target)]
+    if of_files and (len(chosen) > 1 or mutants):
+        raise ValueError(f"{of_files[0]}: a function of a file is checked alone, and without --mutants")
+    if case is not None and len(chosen) != 1:
+        raise ValueError("--case is that of one operation or function: name it")
+    dtypes, devices = _listed(dtype), _listed(device)
+    for name in dtypes:
+        if name not in ("float64", "float32", "float16"):
+            raise ValueError(f"--dtype must be float64, float32 or float16, not {name!r}")
+    for name in devices:
+        if name == "strict":
+            from .testing import strict
+
+            arrays.register("strict", strict.xp)
+        else:
+            gpu.choose(name)
+    if of_files:
+        if len(dtypes) > 1 or len(devices) > 1:
+            raise ValueError("--dtype and --device of a function of a file are one each")
+        options = {"dtype": next(iter(dtypes), None), "device": next(iter(devices), None), "order": order}
+        return _check_function(of_files[0], examples or 10, seed=seed, case=case, as_json=as_json, **options)
+    if mutants:
+        return _check_mutants(chosen or None, examples, as_json)
+    places = None
+    if dtypes or devices:
+        places = [(one, other) for one in dtypes or ["float64"] for other in devices or ["cpu"]]
+    return _check_operations(chosen or None, examples, places, seed=seed, order=order, case=case, as_json=as_json)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",")] if text is not None else []
+
+
+def _exit_code(verdicts: Iterable[str]) -> int:
+    found = set(verdicts)
+    return 1 if found & {"fail", "nondet"} else INCONCLUSIVE if "ill" in found else 0
+
+
+def _needs_hypothesis() -> None:
+    if importlib.util.find_spec("hypothesis") is None:
+        raise ValueError(
+            "cases of operations are drawn by Hypothesis: pip install 'tinygrad-mnist[check]' (FILE.py:FUNCTION needs "
+            "none)"
+        )
+
+
+def _each(rows: Iterator[Row], total: int) -> Iterator[Row]:
+    """The rows as they come, and a line on stderr for each tenth of them where nobody sees them on stdout."""
+    for done, row in enumerate(rows, start=1):
+        yield row
+        if not sys.stdout.isatty() and done * 10 // total > (done - 1) * 10 // total:
+            print(f"gradcheck: {done} of {total} rows", file=progress.stderr(), flush=True)
+
+
+def _check_operations(
+    names: list[str] | None, examples: int | None, places: list[tuple[str, str]] | None, *,
+    seed: int, order: int, case: int | None, as_json: bool,
+) -> int:
+    _needs_hypothesis()
+    from .gradcheck import campaign
+    from .gradcheck.report import plain
+    from .gradcheck.strategies import op_names
+
+    examples = examples or campaign.EXAMPLES
+    chosen = campaign.PLACES if places is None else places
+    if case is None or names is None:
+        rows = campaign.campaign(names, examples=examples, seed=seed, order=order, places=chosen)
+    elif len(chosen) == 1:
+        (dtype, device), = chosen
+        rows = iter([campaign.check_op(names[0], seed=seed, dtype=dtype, device=device, order=order, case=case)])
+    else:
+        raise ValueError("--case is that of one dtype on one device: add --dtype and --device as the report says")
+    total = len(names or op_names()) * len(chosen)
+    found: list[campaign.OpReport] = []
+    for row in _each(rows, total):
+        if not found and not as_json:
+            print(campaign.head())
+        found.append(row)
+        if not as_json:
+            print(row.row, flush=True)
+    code = _exit_code(row.verdict for row in found)
+    if as_json:
+        _print_json({"exit": code, "seed": seed, "rows": [plain(json.loads(row.to_json())) for row in found]})
+        return code
+    for row in found:
+        if row.verdict in ("fail", "nondet") or (row.verdict == "ill" and len(found) == 1):
+            print(f"\n{row.details}")
+        elif row.worst:
+            print(f"ILL  {row.op} {row.dtype} {row.device}: to see it, {row.command} --case {row.worst.number}")
+    counts = Counter(row.verdict for row in found)
+    print(f"{len(found)} row{'s' * (len(found) != 1)}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
+    return code
+
+
+def _check_function(
+    target: str, examples: int, *, seed: int, case: int | None, as_json: bool, **options: Any
+) -> int:
+    from .gradcheck import files
+    from .gradcheck.report import VERDICTS
+
+    with redirect_stdout(progress.stderr()):  # what the file prints is no result
+        declared = files.load(target)
+        numbers = [case] if case is not None else range(examples if declared.drawn else 1)
+        given = " ".join(f"--{name} {value}" for name, value in options.items() if value not in (None, 1))
+        reports = []
+        for number in numbers:
+            report = declared.check(number, seed=seed, **options)
+            line = f"tinygrad-mnist gradcheck {shlex.quote(target)} --seed {seed}"
+            report.reproduce = " ".join(filter(None, [line, f"--case {number}" if declared.drawn else "", given]))
+            reports.append(report)
+    counts = Counter(report.verdict for report in reports)
+    worst = min(reports, key=lambda report: -VERDICTS.index(report.verdict))
+    if as_json:
+        _print_json({"function": target, "cases": len(reports), "verdicts": counts, **json.loads(worst.to_json())})
+    else:
+        print(worst)
+        if len(reports) > 1:
+            rest = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+            print(f"{len(reports)} cases: {rest}; shown is {'the worst' if len(counts) > 1 else 'the first'}")
+    return _exit_code(counts)
+
+
+def _check_mutants(names: list[str] | None, examples: int | None, as_json: bool) -> int:
+    _needs_hypothesis()
+    from .gradcheck import mutants
+    from .gradcheck.campaign import EXAMPLES
+    from .gradcheck.report import row_and_head
+
+    results = []
+    for result in mutants.mutate(names, examples or EXAMPLES):
+        results.append(result)
+        print(f"gradcheck: {str(result).splitlines()[0]}", file=progress.stderr(), flush=True)
+    survivors = [outcome for result in results for outcome in result.survivors]
+    stale = mutants.stale(results)
+    rows = mutants.summary(results)
+    if as_json:
+        listed = [{"mutant": o.mutant.name, "fate": o.fate, "why": o.why} for o in survivors]
+        _print_json({"rows": rows, "survivors": listed, "stale": stale})
+    else:
+        print("\n".join(row_and_head([{name: str(value) for name, value in row.items()} for row in rows], ["op"])))
+        for outcome in survivors:
+            print(f"SURVIVED {outcome.mutant.name} ({outcome.fate}{f': {outcome.why}' if outcome.why else ''})")
+        for entry in stale:
+            print(f"STALE {entry}: listed as equivalent, but it is killed or no longer made")
+    return 1 if survivors or stale else 0
 
 
 # ---- shared -------------------------------------------------------------------------------------------------------

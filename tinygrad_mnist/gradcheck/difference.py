@@ -42,10 +42,9 @@ class Pair:
     def delta(self) -> Array:
         return self.plus - self.minus
 
-    @property
-    def size(self) -> Array:
-        """The larger magnitude of each output."""
-        return np.maximum(np.abs(self.plus), np.abs(self.minus))
+    def size(self, places: Array) -> Array:
+        """The larger magnitude of these outputs."""
+        return np.maximum(np.abs(self.plus[places]), np.abs(self.minus[places]))
 
 
 class Line:
@@ -120,21 +119,20 @@ def ladder(line: Line, a: Array, g: Array, jitter: float) -> Estimate:
     steps = [TOP * RATIO**-j for j in range(LEVELS)]
     rho, width, noise = (np.full(LEVELS, np.nan) for _ in range(3))
     base, unit = line.problem.base, line.problem.unit
-    ever = still = np.zeros(base.size, bool)
-    least = np.zeros(base.size)  # the smallest movement of each output
-    natural = 0.0
+    ever = np.zeros(base.size, bool)
+    least, last = np.zeros(base.size), base  # the smallest movement of each output, the last of all
     for j, h in enumerate(steps):
-        pair = line.pair(h)
-        if pair is None:
+        if (pair := line.pair(h)) is None:
             continue
-        delta, size = pair.delta, pair.size
-        moves = delta != 0
-        ever, still, least = ever | moves, ever & ~moves, np.where(moves, np.abs(delta), least)
-        rho[j], width[j] = g @ delta - a @ pair.moved, pair.width
-        noise[j] = rounding(unit, g[moves], size[moves])
-        natural = max(natural, norm((g * size)[moves]))
+        last = pair.delta
+        moves = np.flatnonzero(last)
+        delta = last[moves]
+        ever[moves], least[moves] = True, np.abs(delta)
+        rho[j], width[j] = g[moves] @ delta - a @ pair.moved, pair.width
+        noise[j] = rounding(unit, g[moves], pair.size(moves))
     if not (valid := np.isfinite(rho)).any():
         return Estimate(np.nan, np.inf, np.nan, np.nan, 0.0, False, steps)
+    still, natural = ever & (last == 0), np.nanmax(noise) / unit
     # An output that stands still at small steps may go on moving below its rounding. It does not if it stopped far
     # above that, and the rule agrees that it stopped.
     least = np.where(least <= BURIED * unit * np.abs(base), np.maximum(least, unit * np.abs(base)), 0)

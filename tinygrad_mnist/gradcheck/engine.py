@@ -72,6 +72,7 @@ class Finding:
     step: float = NEAR
     cotangent: int = 0
     hidden: float = 0.0  # the relative error that could stay hidden
+    line: Line | None = None  # of a block, where it is not the one that was asked about: d shortened to |x_i|
     bends: bool = False  # f may have a kink here, though the rule agrees with the middle of its slopes
 
 
@@ -158,12 +159,12 @@ class Check:
         todo, hidden = [], 0.0
         if pair is None:
             return list(range(len(rows))), 0.0
-        delta = pair.plus - pair.minus
+        delta = pair.delta
         moves = np.flatnonzero(delta)
         if not moves.size and not any(a.any() for _, a in rows):
             far = line.pair(0.25)
             return ([] if far is not None and not (far.plus != far.minus).any() else list(range(len(rows)))), 0.0
-        delta, size = delta[moves], np.maximum(np.abs(pair.plus[moves]), np.abs(pair.minus[moves]))
+        delta, size = delta[moves], pair.size(moves)
         for c, (g, a) in enumerate(rows):
             g = g[moves]
             r = (float(g @ delta) - float(a @ pair.moved)) / pair.width
@@ -186,8 +187,8 @@ class Check:
         for c in todo:
             g, a = rows[c]
             twice, once = ((float(g @ p.delta) - float(a @ p.moved)) / p.width for p in pairs if p is not None)
-            moves = pairs[1].delta != 0
-            noise = rounding(self.problem.unit, g[moves], pairs[1].size[moves]) + self._jitter(g)
+            moves = np.flatnonzero(pairs[1].delta)
+            noise = rounding(self.problem.unit, g[moves], pairs[1].size(moves)) + self._jitter(g)
             doubt, scale = 16 * noise / abs(pairs[1].width), norm(a * line.d)
             if 0 < scale < math.inf and abs(4 * once - twice) / 3 <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:
                 hidden = max(hidden, ACCEPT + doubt / scale)
@@ -223,13 +224,16 @@ class Check:
         return finding
 
     def _other(self, line: Line, factor: Array, g: Array, a: Array, c: int) -> Finding:
-        """The ladder at another scale, in the units of the line."""
+        """The ladder at another scale; of an element in the units of the line."""
         if not np.all((factor > 0) & (factor < np.inf)):  # x so small that the ratio is beyond the range
             return Finding("ill", np.nan, np.inf, "no step gives a difference to be trusted", cotangent=c)
-        finding = self._up(Line(self.problem, line.k, line.places, line.d * factor), g, a, c)
-        if line.d.size == 1:
-            by = float(factor[0])
-            finding.residual, finding.error, finding.step = finding.residual / by, finding.error / by, finding.step * by
+        other = Line(self.problem, line.k, line.places, line.d * factor)
+        finding = self._up(other, g, a, c)
+        if line.d.size > 1:
+            finding.line = other
+            return finding
+        by = float(factor[0])
+        finding.residual, finding.error, finding.step = finding.residual / by, finding.error / by, finding.step * by
         return finding
 
     def _up(self, line: Line, g: Array, a: Array, c: int) -> Finding:
@@ -426,6 +430,8 @@ class Check:
         """Whether a difference confirms the rule for this element at another point, to within `clear`."""
         arrays, gradients = point
         there = Problem(self.f, self.vjp, arrays, self.wrt)
+        if there.base.size != g.size:  # other outputs are finite there
+            return False
         a = gradients[self.wrt.index(line.k)].ravel()[line.places]
         found = self._up(Line(there, line.k, line.places, line.d), g, a, 0)
         self.problem.evals += there.evals
@@ -521,6 +527,7 @@ class Check:
             self._item(k, None, None, None, None, "ill", f"a block of {n} elements: {finding.reason}")
             return
         self.counts["pass"] += n  # those that are found are taken off again
+        line = finding.line or line
         row = rows[finding.cotangent]
         slopes = one_sided(line, row[0])
         bent = np.zeros(row[0].size, bool) if slopes is None else slopes.kinked
@@ -531,7 +538,7 @@ class Check:
             smooth = self._masked(place, row[0], ~bent)
             rest = self._examine(line, [smooth])
             if rest.verdict == "fail":
-                self._bisect(k, line, smooth, rest, scale)
+                self._bisect(k, rest.line or line, smooth, rest, scale)
         self._kinks(k, line, self._masked(place, row[0], bent), scale, int(bent.sum()))
 
     def _masked(self, place: int, g: Array, keep: Array) -> Row:
@@ -571,6 +578,9 @@ class Check:
             i = int(part.places[0])
             single = self._single(k, i, [row], scale) if i not in known else None
             if single is None or single.verdict != "fail":
+                if known:
+                    self.notes.append(f"input {k}: more elements may be wrong than those that are named")
+                    return
                 n = line.places.size
                 self.counts["ill"] += n
                 self.counts["pass"] -= n
