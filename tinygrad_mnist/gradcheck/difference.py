@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -38,9 +39,14 @@ class Pair:
     width: float  # 2h, as it was taken
     moved: Array  # (x + h d) - (x - h d) at the places that move
 
-    @property
+    @cached_property
     def delta(self) -> Array:
         return self.plus - self.minus
+
+    @cached_property
+    def moves(self) -> Array:
+        """The outputs that are not the same on both sides."""
+        return np.flatnonzero(self.delta)
 
     def size(self, places: Array) -> Array:
         """The larger magnitude of these outputs."""
@@ -62,6 +68,10 @@ class Line:
 
     def value(self, h: float) -> tuple[Array | None, Array]:
         """(f at x + h d, the coordinates there); None where f raises or is not finite."""
+        y, there = self._value(h)
+        return (y if y is not None and np.isfinite(y).all() else None), there
+
+    def _value(self, h: float) -> tuple[Array | None, Array]:
         x = self.x.copy(order="K")
         x.flat[self.places] = self.at + h * self.d
         there = x.flat[self.places]
@@ -69,17 +79,18 @@ class Line:
             y = self.problem.moved(self.k, x)
         except Exception:  # outside its domain a function may raise what it likes
             return None, there
-        return (y if y.size == self.problem.base.size and np.isfinite(y).all() else None), there
+        return (y if y.size == self.problem.base.size else None), there
 
     def pair(self, h: float) -> Pair | None:
         """Both sides of x at distance h; None where f is not defined there."""
-        plus, right = self.value(h)
-        minus, left = self.value(-h) if plus is not None else (None, right)
+        plus, right = self._value(h)
+        minus, left = self._value(-h) if plus is not None else (None, right)
         if plus is None or minus is None:
             return None
         moved = right.astype(np.float64) - left
         width = 2 * h if moved.size > 1 else float(moved[0] / self.d[0])
-        return Pair(plus, minus, width, moved) if width else None
+        pair = Pair(plus, minus, width, moved)
+        return pair if width and np.isfinite(pair.delta).all() else None
 
 
 def rounding(unit: float, g: Array, size: Array) -> float:
@@ -124,8 +135,7 @@ def ladder(line: Line, a: Array, g: Array, jitter: float) -> Estimate:
     for j, h in enumerate(steps):
         if (pair := line.pair(h)) is None:
             continue
-        last = pair.delta
-        moves = np.flatnonzero(last)
+        last, moves = pair.delta, pair.moves
         delta = last[moves]
         ever[moves], least[moves] = True, np.abs(delta)
         rho[j], width[j] = g[moves] @ delta - a @ pair.moved, pair.width

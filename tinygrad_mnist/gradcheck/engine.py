@@ -149,7 +149,11 @@ class Check:
         if pair is None:
             return False
         base = self.problem.base
-        up, down = pair.plus - base, pair.minus - base
+        moves = pair.moves
+        if not moves.size:  # nothing, or both sides equally
+            moves = np.flatnonzero(pair.plus != base)
+        base = base[moves]
+        up, down = pair.plus[moves] - base, pair.minus[moves] - base
         rise = np.abs(up + down)
         return bool((rise > 0.01 * np.maximum(np.abs(up), np.abs(down)) + 1e3 * self.problem.unit * np.abs(base)).any())
 
@@ -159,12 +163,11 @@ class Check:
         todo, hidden = [], 0.0
         if pair is None:
             return list(range(len(rows))), 0.0
-        delta = pair.delta
-        moves = np.flatnonzero(delta)
+        moves = pair.moves
         if not moves.size and not any(a.any() for _, a in rows):
             far = line.pair(0.25)
             return ([] if far is not None and not (far.plus != far.minus).any() else list(range(len(rows)))), 0.0
-        delta, size = delta[moves], pair.size(moves)
+        delta, size = pair.delta[moves], pair.size(moves)
         for c, (g, a) in enumerate(rows):
             g = g[moves]
             r = (float(g @ delta) - float(a @ pair.moved)) / pair.width
@@ -187,7 +190,7 @@ class Check:
         for c in todo:
             g, a = rows[c]
             twice, once = ((float(g @ p.delta) - float(a @ p.moved)) / p.width for p in pairs if p is not None)
-            moves = np.flatnonzero(pairs[1].delta)
+            moves = pairs[1].moves
             noise = rounding(self.problem.unit, g[moves], pairs[1].size(moves)) + self._jitter(g)
             doubt, scale = 16 * noise / abs(pairs[1].width), norm(a * line.d)
             if 0 < scale < math.inf and abs(4 * once - twice) / 3 <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:

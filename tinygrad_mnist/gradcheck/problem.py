@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,10 +132,12 @@ def same(a: Array, b: Array) -> bool:
 
 def norm(v: Array) -> float:
     """The 2-norm, without overflow and underflow of the squares."""
-    if not v.size:
-        return 0.0
+    v = v.ravel()
+    plain = math.sqrt(v @ v)
+    if 1e-140 < plain < 1e140 or not v.size:
+        return plain
     top = float(np.abs(v).max())
     if top == 0 or not np.isfinite(top):
         return top
-    w = (v / top).ravel()
-    return top * float(np.sqrt(w @ w))
+    w = v / top
+    return top * math.sqrt(w @ w)

@@ -253,15 +253,18 @@ class _Problem:
         return self
 
     def _tensors(self, hosts: Sequence[Array]) -> list[Any]:
-        there = [arrays.move(a, device) for a, device in zip(hosts, self.devices, strict=True)]
+        there = hosts
+        if self.device != "cpu":
+            there = [arrays.move(a, device) for a, device in zip(hosts, self.devices, strict=True)]
         return [Tensor(a) if a.dtype.kind == "f" else a if a.ndim else a.item() for a in there]
 
     def f(self, *hosts: Array) -> Any:
         """The value on the host, or a tuple of them."""
         with enable_grad():  # in-place operators mean something else where nothing records
             y = self.fn(*self._tensors(hosts))
-        values = tuple(arrays.to_host(part.data) for part in _outputs(y))
-        return values if isinstance(y, (tuple, list)) else values[0]
+        parts = [part.data for part in _outputs(y)]
+        values = parts if self.device == "cpu" else [arrays.to_host(part) for part in parts]
+        return tuple(values) if isinstance(y, (tuple, list)) else values[0]
 
     def vjp(self, cotangent: Any, *hosts: Array) -> tuple[Array, ...]:
         """The gradients on the host, one for each input in `wrt`."""
