@@ -563,20 +563,24 @@ class Check:
         g, a = row
         known: dict[int, float] = {}  # what named elements contribute to the residual along the line
 
-        def residual(part: Line) -> float:
-            pair = part.pair(finding.step)
+        def residual(part: Line, h: float) -> float:
+            pair = part.pair(h)
             if pair is None:
                 return math.nan
             named = sum(r for i, r in known.items() if i in part.places)
             return (float(g @ pair.delta) - float(a[part.places] @ pair.moved)) / pair.width - named
 
+        def missed(h: float) -> float:
+            return float(np.nan_to_num(abs(residual(line, h) - whole), nan=np.inf))
+
         whole = finding.residual
+        step = min(finding.step, NEAR, key=missed)  # that of an extrapolation may be so large that curvature hides all
         while self.named < NAMED:
             part, r = line, whole
             while part.places.size > 1:
                 half = part.places.size // 2
                 left, right = part.part(slice(None, half)), part.part(slice(half, None))
-                r_left = residual(left)
+                r_left = residual(left, step)
                 part, r = (left, r_left) if abs(r_left) >= abs(r - r_left) else (right, r - r_left)
             i = int(part.places[0])
             single = self._single(k, i, [row], scale) if i not in known else None
