@@ -55,6 +55,10 @@ def ones(x):
     return np.ones(x.size)
 
 
+def unweighted(p):
+    return np.ones(p.base.size)
+
+
 def insensitive(check, g, exact, *_):
     return [0 * a for a in exact]
 
@@ -68,6 +72,12 @@ STEPS = {  # step: what replaces it, judge cases that are lost without it
     "zero": ([(structure, "_zero", fine)], "nan_where_g_is_zero"),
     "homogeneity": ([(structure, "_linear", without("-8 vjp"))], "g_sign_of_sum"),
     "additivity": ([(structure, "_linear", without("2.5 vjp"))], "g_through_float16"),
+    "homogeneity far out": ([(structure, "_linear", without("1024 vjp"))], "g_norm_clipped"),
+    "rounding of a rule that cancels": ([(structure, "CANCELLATION", 0.0)], "softmax_row_dominated"),
+    "outputs of one size": ([(structure, "_weights", unweighted)], "small_output_doubled"),
+    "the arrays as given": (
+        [(structure, "as_given", lambda *_: ""), (engine, "as_given", lambda *_: "")], "labels_read_without_stride"
+    ),
     # ---- differences
     "the ladder": ([(Check, "_climb", failed)], "sqrt_near_zero arcsin_near_one"),
     "contradiction by smaller steps": ([(difference, "FAR", math.inf)], "steps_of_whole_periods staircase"),
@@ -77,17 +87,25 @@ STEPS = {  # step: what replaces it, judge cases that are lost without it
     "scatter of small steps": ([(difference, "scatter", lambda rho: 0.0)], "solver_noise_off"),
     "outputs that stand still": ([(difference, "BURIED", 0.0)], "small_leaf_dropped"),
     "roughness": ([(difference, "roughness", lambda line, g, step: 0.0)], "staircase_zero"),
+    "kinks told from roughness": ([(difference, "leaps", lambda *_: True)], "among_many_kinks"),
+    "slopes that fall to 0": ([(difference, "falls", lambda r, noise: False)], "squared_hinge_at_corner"),
     "scales": ([(Check, "_scale", staticmethod(ones)), (Check, "_other", undecided)], "inputs_1e150th"),
+    "the rule's own rounding": ([(Check, "_spread", lambda check, line, g: 0.0)], "std_at_1e6"),
+    "outputs that are rounded away": ([(Check, "_buried", lambda *_: False)], "softmax_rounded_to_one"),
     "a bound on what is decided": ([(engine, "DECIDED", math.inf)], "sigmoid_saturated_doubled"),
     # ---- kinks
     "one-sided slopes": ([(engine, "one_sided", lambda line, g: None)], "difference_of_convex clip_at_bounds_twice"),
     "both sides of a passing element": ([(Check, "_bends", lambda check, pair: False)], "relu_one_ulp_from_zero"),
     "excuses": ([(Check, "_excuse", unexcused)], "relu_at_zero"),
+    "several kinks at once": ([(Check, "_limit", lambda *_: None)], "relu_layer_of_zero_row"),
     "ties": ([(Check, "_ties", lambda check: None)], "maximum_of_equals_both"),
+    "each output alone": ([(Check, "_inside", lambda *_: True)], "abs_at_zero_beyond_in_many_outputs"),
     # ---- many elements
+    "blocks by size": ([(engine, "BLOCKS", 1)], "k1_smallest_doubled"),
     "bisection": ([(Check, "_bisect", lambda *_: None)], "k100_one_off"),
     "masks of kinks": ([(Check, "_masked", lambda check, place, g, _: (0 * g, 0 * g))], "k100_one_kink_beyond"),
     "kinks by the thousand": ([(Check, "_kinks", lambda *_: None)], "k100_one_kink_beyond"),
+    "ties by the thousand": ([(Check, "_joint", lambda check: None)], "k1_max_pool_all k1_maximum_of_equals_both"),
     # ---- narrow dtypes
     "the native gradient": ([(Check, "_precision", lambda check: None)], "f32_through_float16"),
     "sensitivity to half an ulp": ([(Check, "_spreads", insensitive)], "f32_variance_at_1e3"),
@@ -100,7 +118,7 @@ def remove(monkeypatch, step):
 
 
 def lost(names):
-    trials = score(checker, seeds=2, cases=[CASES[name] for name in names]).trials
+    trials = score(checker, seeds=3, cases=[CASES[name] for name in names]).trials
     return [str(trial) for trial in trials if trial.outcome != "right"]
 
 

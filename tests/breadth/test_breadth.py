@@ -77,7 +77,7 @@ def try_mutants(seeds, checker=check_vjp, share=1.0):
 
 def test_right_rules_raise_no_alarm():
     tally = try_right([0])
-    assert tally.total > 1500
+    assert tally.total > 1300
     assert not tally.bad, tally
     assert len(tally.ill) <= 0.01 * tally.total, tally
 
@@ -91,7 +91,7 @@ def test_wrong_rules_never_pass():
 
 @pytest.mark.slow
 def test_at_least_10000_right_rules_raise_at_most_two_alarms_in_10000():
-    tally = try_right(range(1, 8))
+    tally = try_right(range(1, 9))
     assert tally.total >= 10_000
     assert len(tally.bad) <= 0.0002 * tally.total, tally
     assert len(tally.ill) <= 0.01 * tally.total, tally
@@ -99,8 +99,8 @@ def test_at_least_10000_right_rules_raise_at_most_two_alarms_in_10000():
 
 @pytest.mark.slow
 def test_thousands_of_wrong_rules_never_pass():
-    tally = try_mutants([100], share=0.2)
-    assert tally.total >= 4_000
+    tally = try_mutants([100], share=0.12)
+    assert tally.total >= 2_500
     assert not tally.bad, tally
     assert len(tally.ill) <= 0.001 * tally.total, tally
 
@@ -149,7 +149,7 @@ def test_a_checker_that_says_pass_to_all_or_fail_to_all_is_found_out():
 
     missed, alarmed = try_mutants([0], passes, share=0.01), try_right([0], fails)
     assert len(missed.bad) == missed.total > 100
-    assert len(alarmed.bad) == alarmed.total > 1500
+    assert len(alarmed.bad) == alarmed.total > 1300
 
 
 def test_points_are_drawn_from_the_seed_alone():

@@ -17,7 +17,7 @@ from .hints import hints
 from .problem import Array, Problem, is_float, norm
 from .remainder import taylor_vjp
 from .report import VERDICTS, GradReport, Item
-from .structure import dtypes, examine, shapes
+from .structure import as_given, dtypes, examine, shapes
 
 MANY = 128  # elements of an input: above, blocks of random directions
 BLOCKS, REPEATS = 8, 8  # of an input; directions of a block, at most
@@ -30,7 +30,7 @@ FAILURES, NAMED, FEW = 64, 8, 3  # of an input: elements examined before "and mo
 STATED = 0.01  # the error of one element that `miss_probability` speaks of
 HALVINGS = 1000  # of a block with kinks
 SMALL = 1e-7  # the step of one-sided slopes, where many are taken
-NEARBY, NEARBY_SIZE = 32, 20_000  # points around, for inputs of so many elements at most
+NEARBY, NEARBY_SIZE = 128, 20_000  # points around, for inputs of so many elements at most
 OUTPUTS, DIRECTIONS, DRAWS = 16, 64, 16  # for kinks: outputs examined one by one, directions of the joint test
 
 
@@ -200,8 +200,8 @@ class Check:
         return left, hidden
 
     def _jitter(self, g: Array) -> float:
-        """What the noise of f between equal calls makes of <g, f>."""
-        return norm(g * self.found.noise) if self.found.noise.any() else 0.0
+        """What the noise of f between equal calls makes of <g, f>; three calls may show a quarter of it."""
+        return 4 * norm(g * self.found.noise) if self.found.noise.any() else 0.0
 
     def _climb(self, line: Line, g: Array, a: Array, c: int) -> Finding:
         """The whole ladder; also at the scale of the elements themselves, where they are far below their neighbours,
@@ -278,7 +278,7 @@ class Check:
     def _scale(x: Array) -> Array:
         """max(|x_i|, 1e-3 max|x|), or 1 where all are 0: what a step is a fraction of."""
         size = np.abs(x.astype(np.float64)).ravel()
-        top = float(np.where(np.isfinite(size), size, 0).max())
+        top = float(np.where(np.isfinite(size), size, 0).max(initial=0))
         return np.maximum(size, 1e-3 * top) if top else np.ones(x.size)
 
     def _elements(self, k: int, rows: list[Row], scale: Array) -> None:
@@ -347,8 +347,8 @@ class Check:
             finding.verdict, finding.reason = "ill", "some outputs move by less than their rounding, says the gradient"
         elif not bends and abs(finding.residual) <= 10 * self._spread(line, g):
             finding.verdict, finding.reason = "ill", "the rule's own rounding here is as large as the difference"
-        elif here and (verdict := self._limit(line, row)):
-            finding.verdict, finding.reason = verdict
+        elif here and self._limit(line, row, bends):
+            finding.verdict, finding.reason = "kink", "kinks meet here: a limit of gradients at points nearby"
         elif not bends:
             self._second_opinion(line, g, a, finding)
         return finding
@@ -389,45 +389,46 @@ class Check:
             return False
         return self._examine(line, [self._masked(place, row[0], ~still)]).verdict != "fail"
 
-    def _limit(self, line: Line, row: Row) -> tuple[str, str] | None:
-        """(verdict, reason) where several kinks meet: a unit whose inputs are all 0 is such a point, a median of equal
-        numbers another. One-sided slopes along single elements say little there.
-
-        `kink` if the answer lies between gradients at points nearby, which differ and are right there: an element of
-        Clarke's generalised gradient (1983). `ill` if it does not but more than two gradients meet: what a composition
-        of choices gives may lie outside (Bolte and Pauwels 2021, Conservative set valued fields).
-        """
+    def _limit(self, line: Line, row: Row, bends: bool) -> bool:
+        """Whether the answer lies between gradients at points nearby, which differ and are right there: an element of
+        Clarke's generalised gradient (1983), where several kinks meet. A unit whose inputs are all 0 is such a point, a
+        median of equal numbers another; one-sided slopes along single elements say little there. Where two gradients
+        meet and the element bends, they say all."""
         place, i = self.wrt.index(line.k), int(line.places[0])
         if sum(a.size for a in self.problem.arrays) > NEARBY_SIZE:
-            return None
+            return False
         if self.nearby is None or self.nearby[0] is not row[0]:
             self.nearby = row[0], list(self._around(row[0]))
         if not (points := self.nearby[1]):
-            return None
+            return False
         values = np.array([gradients[place].ravel()[i] for _, gradients in points])
-        order = np.argsort(values)
-        size = float(np.abs(values).max())
-        apart = np.count_nonzero(np.diff(values[order]) > 1e-3 * size)  # gradients that are told apart, less one
-        clear = 1e-3 * float(values[order[-1]] - values[order[0]]) * float(line.d[0])
-        if not apart or not all(self._right_at(points[j], line, row[0], clear) for j in order[[0, -1]]):
-            return None
-        if values[order[0]] - CLEAR * size <= row[1][i] <= values[order[-1]] + CLEAR * size:
-            return "kink", "kinks meet here: a limit of gradients at points nearby"
-        if apart > 1:
-            return "ill", "several kinks meet here: what their choices make together, no difference can judge"
-        return None
+        low, high = int(values.argmin()), int(values.argmax())
+        meet = 1 + np.count_nonzero(np.diff(np.sort(values)) > 1e-3 * float(np.abs(values).max()))
+        if bends and meet <= 2:
+            return False
+        size, width = float(np.abs(values).max()), float(values[high] - values[low])
+        if width <= 1e-3 * size or not values[low] - CLEAR * size <= row[1][i] <= values[high] + CLEAR * size:
+            return False
+        return all(self._right_at(points[j], line, row[0], 1e-3 * width * float(line.d[0])) for j in (low, high))
 
     def _around(self, g: Array) -> Iterator[tuple[list[Array], list[Array]]]:
         """Points within about 1e-6 of the scale, with the rule's answers there."""
-        for _ in range(NEARBY):
+        best, least = [np.zeros(self.problem.arrays[k].shape) for k in self.wrt], math.inf
+        answer = self.problem.gradient(g)
+        for n in range(NEARBY):
             arrays = self.problem.copies()
-            for k in self.wrt:
-                x = arrays[k]
-                x += 1e-6 * (self._scale(x) * self.rng.standard_normal(x.size)).reshape(x.shape)
+            # every other one about the one whose gradient was nearest to the answer: that leads to the piece of f that
+            # the rule chose
+            ways = [n % 2 * b + self.rng.standard_normal(b.shape) for b in best]
+            for k, way in zip(self.wrt, ways, strict=True):
+                arrays[k] += 1e-6 * self._scale(arrays[k]).reshape(way.shape) * way
             with suppress(Exception):  # outside its domain
                 gradients = self.problem.gradient(g, arrays)
                 if all(np.isfinite(a).all() for a in gradients):
                     yield arrays, gradients
+                    away = norm(np.concatenate([(a - b).ravel() for a, b in zip(gradients, answer, strict=True)]))
+                    if away < least:
+                        best, least = [w / max(1.0, norm(w) / w.size**0.5) if w.size else w for w in ways], away
 
     def _right_at(self, point: tuple[list[Array], list[Array]], line: Line, g: Array, clear: float) -> bool:
         """Whether a difference confirms the rule for this element at another point, to within `clear`."""
@@ -436,9 +437,13 @@ class Check:
         if there.base.size != g.size:  # other outputs are finite there
             return False
         a = gradients[self.wrt.index(line.k)].ravel()[line.places]
-        found = self._up(Line(there, line.k, line.places, line.d), g, a, 0)
+        pair = Line(there, line.k, line.places, line.d).pair(1e-9)  # far below the distance of the kinks
         self.problem.evals += there.evals
-        return found.verdict != "fail" and abs(found.residual) + found.error <= clear
+        if pair is None:
+            return False
+        noise = 16 * rounding(there.unit, g[pair.moves], pair.size(pair.moves)) / abs(pair.width)
+        off = abs(float(g @ pair.delta) - float(a @ pair.moved)) / abs(pair.width)
+        return noise <= 100 * clear and off <= noise + clear
 
     def _second_opinion(self, line: Line, g: Array, a: Array, finding: Finding) -> None:
         """The complex step Im <g, f(x + i h d)> / h, exact to the last digit where f is analytic as NumPy computes it
@@ -699,6 +704,10 @@ class Check:
             allowed = 10 * e[:, :, column] + CLEAR * (np.abs(f[:, :, column]) + np.abs(said)[:, None])
             if (gap < -allowed).any():
                 worst = np.unravel_index(np.argmin(gap + allowed), gap.shape)
+                along = (1, -1)[worst[1]] * draws[worst[0]] * reach
+                if not self._hulled(int(j), flat, along, sign, f[(*worst, column)], allowed[worst]):
+                    skipped += 1
+                    continue
                 k, index, verdict = tied[int(np.argmax(np.abs(p)))]
                 slope, claim = f[(*worst, column)], said[worst[0]] * (1, -1)[worst[1]]
                 self.counts[verdict] -= 1
@@ -712,11 +721,36 @@ class Check:
         if skipped:
             self.notes.append(f"{skipped} outputs bend both ways at the kinks: not judged jointly")
 
+    def _hulled(self, j: int, flat: list[tuple[int, int]], d: Array, sign: int, slope: float, doubt: float) -> bool:
+        """Whether the slope of output j along d is the largest (smallest) among those at points nearby, as it is where
+        f bends upwards (downwards) and not merely along the lines that were tried."""
+        h, best, most = 1e-9, [np.zeros(self.problem.arrays[k].size) for k in self.wrt], -math.inf
+        noise = 4 * self.problem.unit * abs(float(self.problem.base[j])) / h
+        for n in range(NEARBY):
+            ways = [n % 2 * b + self.rng.standard_normal(b.size) for b in best]  # half of them about the best so far
+            values = []
+            for side in (h, -h):
+                arrays = self.problem.copies()
+                for k, way in zip(self.wrt, ways, strict=True):
+                    arrays[k] += (1e-6 * self._scale(arrays[k]) * way).reshape(arrays[k].shape)
+                for (k, i), step in zip(flat, d, strict=True):
+                    arrays[k].flat[i] += side * step
+                with suppress(Exception):  # outside its domain
+                    values.append(self.problem.at(arrays))
+            if len(values) < 2 or any(v.size != self.problem.base.size for v in values):
+                continue
+            there = float(values[0][j] - values[1][j]) / (2 * h)
+            if sign * (there - slope) > doubt + noise + 1e-4 * abs(there):
+                return False
+            if sign * there > most:
+                best, most = [w / max(1.0, norm(w) / max(w.size, 1) ** 0.5) for w in ways], sign * there
+        return True
+
     def _joint(self) -> None:
         """The same for kinks that were judged in blocks, all at once: with a cotangent that makes every bent output
         bend upwards, the rule's answer must lie between the slopes of both sides, along ones and along positive random
         numbers, over all inputs together. Violations by many outputs add up."""
-        reach = max(float(self._scale(self.problem.arrays[k]).max()) for k in self.wrt)
+        reach = max(float(self._scale(self.problem.arrays[k]).max(initial=0)) for k in self.wrt)
         sizes = [self.problem.arrays[k].size for k in self.wrt]
         places = [(k, slice(None)) for k in self.wrt]
 
@@ -787,6 +821,10 @@ class Check:
                 return
         if not self.found.sound:
             return
+        rows = [np.asarray(a, np.float64).ravel() for a in answer]
+        if problem := as_given(native, g, rows, [0.0] * len(rows)):
+            self.found.record("hygiene", problem)
+            self._item(-1, None, None, None, None, "fail", f"hygiene: {problem}")
         exact = self.problem.gradient(g)
         unit = max(float(np.finfo(a.dtype).eps) / 2 for a in self.given if is_float(a))
         ulp = unit * float(np.abs(g * self.problem.base).max(initial=0))  # of <g, f>

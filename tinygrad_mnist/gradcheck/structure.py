@@ -77,7 +77,7 @@ def examine(problem: Problem, rng: np.random.Generator) -> Structure:
     ]
     broken = (_linear(problem, claim, actual, terms, slack) for claim, actual, terms in claims)
     found.record("linearity", *next(filter(None, broken), ("", -1)))
-    found.record("hygiene", problem.damage or _as_given(problem, first, base, slack))
+    found.record("hygiene", problem.damage or as_given(problem, first, base, slack))
     found.cotangents, found.gradients = [first, second], [base, other]
     return found
 
@@ -145,7 +145,7 @@ def _zero(problem: Problem, base: list[Array], gradients: Any) -> tuple[str, int
     return "", -1
 
 
-def _as_given(problem: Problem, g: Array, base: list[Array], slack: list[float]) -> str:
+def as_given(problem: Problem, g: Array, base: list[Array], slack: list[float]) -> str:
     """The same on the arrays as they were given, where they are read-only or strided: all other calls get copies."""
     if all(a.flags.writeable and a.flags.c_contiguous for a in problem.given):
         return ""

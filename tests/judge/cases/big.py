@@ -182,6 +182,28 @@ def k1_smallest_dropped(rng):
     return Problem(p.f, spoil(p.vjp, times(0, small)), p.arrays, elementwise=True)
 
 
+@wrong("1000", "gradients from 1e-9 to 1: those below 1e-8 are doubled")
+def k1_smallest_doubled(rng):
+    weights = 10.0 ** rng.uniform(-9, 0, size=K1)
+    return Problem(lambda x: weights * np.sin(x), rule(lambda x: weights * np.where(weights < 1e-8, 2, 1) * np.cos(x)),
+                   [away(rng, K1, 0.05, 1.4)], elementwise=True)
+
+
+@wrong("1000", "max pooling of 100 patches, two of them all 0, as after a relu: each of four tied maxima gets all of g",
+       curvature="bent")
+def k1_max_pool_all(rng):
+    x = rng.uniform(0.5, 2.0, size=(100, 4))
+    x[[20, 70]] = 0.0
+    return Problem(lambda x: x.max(axis=1), lambda g, x: (g[:, None] * (x == x.max(axis=1, keepdims=True)),), [x])
+
+
+@wrong("1000", "maximum(x, y) of 300 numbers, equal at two places: both operands get g", curvature="bent", error=1e-4)
+def k1_maximum_of_equals_both(rng):
+    x, y = away(rng, 300, 0.05, 4.0), away(rng, 300, 0.05, 4.0)
+    y[:2] = x[:2]
+    return Problem(np.maximum, lambda g, x, y: (g * (x >= y), g * (y >= x)), [x, y])
+
+
 @wrong("1000", "one entry of the gradient of a 40 x 40 product off by 1 %", error=9e-3)
 def k1_matmul_one_off(rng):
     p = k1_matmul(rng)

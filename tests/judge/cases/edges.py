@@ -216,6 +216,23 @@ def softmax_dominated(rng):
     return Problem(softmax, softmax_rule, [np.array([0.0, -12.0, -25.0, -39.0]) + 0.1 * rng.normal(size=4)])
 
 
+@right("saturated", "softmax of a row with a dominant entry, whose gradient is a difference of numbers 1e10 times as "
+       "large, and of an ordinary row", exact="pass ill", error=1e-7)
+def softmax_row_dominated(rng):
+    x = np.array([[24.0, 0.0, 0.5, 1.0], [0.0, 1.0, 2.0, -1.0]])
+    return Problem(softmax, softmax_rule, [x + 0.1 * rng.normal(size=(2, 4))])
+
+
+@right("saturated", "softmax with an entry of 1 - 4e-17, which is rounded to 1; its gradient has all digits",
+       exact="pass ill")
+def softmax_rounded_to_one(rng):
+    def vjp(g, x):
+        y = softmax(x)
+        return (y * ((g[:, None] - g) @ y),)
+
+    return Problem(softmax, vjp, [np.array([40.0, 0.0, 0.5, 1.0]) + 0.1 * rng.normal(size=4)])
+
+
 @right("saturated", "logsumexp with a dominant entry: the others have gradients of 4e-18 and less", exact="pass ill")
 def logsumexp_dominated(rng):
     return Problem(logsumexp, logsumexp_rule, [np.array([0.0, -40.0, -50.0]) + 0.1 * rng.normal(size=3)])

@@ -117,6 +117,15 @@ def max_almost_tied_shared(rng):
     return Problem(p.f, vjp, p.arrays)
 
 
+@right("near", "a sum of 1000 |x - c|, with c 1e-4 apart: at 0.05 as many are below as above, slope 0; at 0.08, 600",
+       exact="pass ill", accept="kink")
+def among_many_kinks(rng):
+    corners = 1e-4 * (np.arange(1000) + 0.37)
+    x = np.array([0.05, 0.08]) + 1e-4 * rng.uniform(-0.5, 0.3, size=2)
+    return Problem(lambda x: sum(np.abs(x - c) for c in corners),
+                   rule(lambda x: sum(np.sign(x - c) for c in corners)), [x])
+
+
 # ---- at a kink ------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +192,17 @@ def relu_then_matmul(rng):
     return Problem(lambda x, w: relu(x) @ w, lambda g, x, w: ((g @ w.T) * (x > 0), relu(x).T @ g), [x, w])
 
 
+@right("kink", "two layers and a row of zeros, where every unit is at its kink at once: 0 from each is what "
+       "any framework answers", exact="kink ill", accept="pass")
+def relu_layer_of_zero_row(rng):
+    x, w, almost, v = normal(rng, (2, 4), (4, 12), (4, 12), (24, 256))
+    x[1] = 0.0
+    w = np.concatenate([w, 0.2 * almost - w], axis=1)
+    v[12:] = v[:12]
+    return Problem(lambda x, w, v: relu(x @ w) @ v, lambda g, x, w, v: (((g @ v.T) * (x @ w > 0)) @ w.T,), [x, w, v],
+                   wrt=(0,))
+
+
 @right("kink", "|x0| - |x1| at 0 with (1, 1), as automatic differentiation may give: not convex, so that the "
        "subgradient inequality says nothing", exact="kink", accept="pass ill")
 def difference_of_convex(rng):
@@ -201,6 +221,14 @@ def kinked_only_in_the_second_derivative(rng):
 def huber_at_corner(rng):
     return Problem(lambda x: np.where(np.abs(x) <= 1, x * x / 2, np.abs(x) - 0.5), rule(lambda x: np.clip(x, -1, 1)),
                    [at(*normal(rng, (6,)), {0: 1.0, 4: -1.0})])
+
+
+@right("kink", "a squared hinge exactly at its corner, in a sum with others: gradient 0, and a slope that falls to 0 "
+       "with the step", accept="ill kink")
+def squared_hinge_at_corner(rng):
+    y = np.array([1.0, -1, 1, -1])
+    x = y * np.array([1, 1, -rng.uniform(), rng.uniform()])
+    return Problem(lambda x: 5 + np.sum(relu(1 - y * x) ** 2), lambda g, x: (-2 * g * y * relu(1 - y * x),), [x])
 
 
 @wrong("kink", "relu'(0) = 2: outside [0, 1]")
@@ -226,6 +254,17 @@ def leaky_relu_at_zero_none(rng):
 @wrong("kink", "|x|'(0) = 3/2")
 def abs_at_zero_beyond(rng):
     return Problem(np.abs, rule(lambda x: np.where(x == 0, 1.5, np.sign(x))), [at(*normal(rng, (6,)), AT)])
+
+
+@wrong("kink", "|x|'(0) = 3/2 for |x| and small multiples of both signs: outside for each, but inside if each could "
+       "choose its side")
+def abs_at_zero_beyond_in_many_outputs(rng):
+    c = 1e-6 * np.array([[1.0], [-1], [1], [-1], [1], [-1]])
+
+    def vjp(g, x):
+        return ((g[0] + (c * g[1]).sum(axis=0)) * np.where(x == 0, 1.5, np.sign(x)),)
+
+    return Problem(lambda x: (np.abs(x), c * np.abs(x)), vjp, [np.array([0.0, 1 + rng.uniform()])])
 
 
 @wrong("kink", "clip gives 2 at a bound: inside and beyond it are counted")

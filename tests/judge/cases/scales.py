@@ -252,6 +252,16 @@ def staircase_zero(rng):
     return Problem(p.f, spoil(p.vjp, times(0)), p.arrays)
 
 
+@right("value", "a standard deviation at 1e6, whose gradient computes the mean of squares less the square of the mean: "
+       "it keeps four digits, f all", exact="pass ill", error=1e-2)
+def std_at_1e6(rng):
+    def vjp(g, x):
+        mean = np.mean(x)
+        return (g * (x - mean) / (x.size * np.sqrt(np.mean(x * x) - mean**2)),)
+
+    return Problem(lambda x: np.sqrt(np.mean((x - np.mean(x)) ** 2)), vjp, [1e6 + normal(rng, (6,))[0]])
+
+
 @wrong("value", "exp at 30, 5e-4 off", error=4e-4)
 def exp_30_off(rng):
     p = exp_30(rng)

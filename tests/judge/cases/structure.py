@@ -239,6 +239,21 @@ def memory_order_on_transposed(rng):
     return Problem(lambda x: x**3, cube_rule_in_memory_order, [normal(rng, (4, 3))[0].T])
 
 
+@wrong("layout", "labels are a read-only column of a table, and the rule reads their memory without the stride")
+def labels_read_without_stride(rng):
+    first = rng.permutation(5)
+    labels = np.stack([first, np.roll(first, 1)], axis=1)[:, 0]
+    labels.flags.writeable = False
+
+    def vjp(g, x, labels):
+        read = np.lib.stride_tricks.as_strided(labels, labels.shape, (labels.itemsize,))
+        gradient = np.zeros_like(x)
+        np.add.at(gradient, read, g)
+        return (gradient * np.cos(x),)
+
+    return Problem(lambda x, labels: np.sin(x)[labels], vjp, [*normal(rng, (5,)), labels])
+
+
 # ---- which inputs --------------------------------------------------------------------------------------------------
 
 

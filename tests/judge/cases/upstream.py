@@ -165,3 +165,13 @@ def loss_forgets_g(rng):
 @wrong("upstream", "the right gradient is multiplied by sign(sum(g)): right for every positive g", reason="linearity")
 def g_sign_of_sum(rng):
     return sine(lambda g: -g if np.sum(g) < 0 else g)(rng)
+
+
+@wrong("upstream", "g clipped to a norm of 50, where all but three outputs are masked with -inf", reason="linearity")
+def g_norm_clipped(rng):
+    mask = np.where(np.arange(40) % 14 == 0, 0.0, -np.inf)
+
+    def vjp(g, x, mask):
+        return (g * np.isfinite(mask) * 50 / max(50, np.sqrt(np.sum(g * g))),)
+
+    return Problem(np.add, vjp, [*normal(rng, (40,)), mask], wrt=(0,))

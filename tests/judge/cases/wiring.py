@@ -447,3 +447,9 @@ def product_of_others(rng):
 def one_element_slightly_off(rng):
     p = two_outputs(rng)
     return Problem(p.f, spoil(p.vjp, times(1.001, 2)), p.arrays, where=(0, (2,)))
+
+
+@wrong("outputs", "two outputs of size 1e9 and 1: the small one's part of the gradient is doubled", error=1e-10)
+def small_output_doubled(rng):
+    return Problem(lambda x: (1e9 * np.sin(x), np.cos(x)),
+                   lambda g, x: (1e9 * g[0] * np.cos(x) - 2 * g[1] * np.sin(x),), normal(rng, (5,)))
