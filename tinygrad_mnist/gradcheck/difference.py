@@ -118,7 +118,7 @@ class Estimate:
         return bool(np.isfinite(self.error))
 
 
-def ladder(line: Line, a: Array, g: Array, jitter: float) -> Estimate:
+def ladder(line: Line, a: Array, g: Array) -> Estimate:
     """The residual by the best step and the best order of extrapolation among 24 steps.
 
     The error of a candidate is its distance from its neighbour plus noise over step. Noise is the rounding of the
@@ -147,7 +147,7 @@ def ladder(line: Line, a: Array, g: Array, jitter: float) -> Estimate:
     # above that, and the rule agrees that it stopped.
     least = np.where(least <= BURIED * unit * np.abs(base), np.maximum(least, unit * np.abs(base)), 0)
     hidden = norm((g * (np.maximum(least, unit * np.abs(base)) if a.any() else least))[still])
-    noise = np.hypot(np.maximum(noise, scatter(rho[valid])), np.hypot(hidden, jitter))
+    noise = np.hypot(np.maximum(noise, scatter(rho[valid])), hidden)
     r, span = rho / width, np.abs(width)
     value, error, j = best(r, noise / span)
     if j > 0 and (i := exit_of(r, noise / span, value, error, j)) >= 0 and leaps(line, g, a, value, steps[i]):
@@ -329,7 +329,7 @@ def derivative(f: Callable[..., Any], x: Any, d: Any = None) -> Derivative:
         if problem.base.size != 1:
             raise ValueError(f"f gives {problem.base.size} numbers; a derivative along d is that of one")
         line = Line(problem, 0, np.arange(at.size), scale * along.ravel())
-        estimate = ladder(line, np.zeros(at.size), np.ones(1), 0.0)
+        estimate = ladder(line, np.zeros(at.size), np.ones(1))
         slopes = one_sided(line, np.ones(1))
     left, right = (np.nan, np.nan) if slopes is None else (float(s[0]) / scale for s in slopes.slopes)
     steps = tuple(scale * h for h in estimate.steps)

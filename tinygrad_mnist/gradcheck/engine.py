@@ -30,7 +30,7 @@ FAILURES, NAMED, FEW = 64, 8, 3  # of an input: elements examined before "and mo
 STATED = 0.01  # the error of one element that `miss_probability` speaks of
 HALVINGS = 1000  # of a block with kinks
 SMALL = 1e-7  # the step of one-sided slopes, where many are taken
-NEARBY, NEARBY_SIZE = 128, 20_000  # points around, for inputs of so many elements at most
+NEARBY, SMOOTH, NEARBY_SIZE = 128, 16, 20_000  # points around; first ones; elements of inputs, at most
 OUTPUTS, DIRECTIONS, DRAWS = 16, 64, 16  # for kinks: outputs examined one by one, directions of the joint test
 
 
@@ -171,7 +171,7 @@ class Check:
         for c, (g, a) in enumerate(rows):
             g = g[moves]
             r = (float(g @ delta) - float(a @ pair.moved)) / pair.width
-            doubt = 8 * (rounding(self.problem.unit, g, size) + self._jitter(rows[c][0])) / abs(pair.width)
+            doubt = 8 * rounding(self.problem.unit, g, size) / abs(pair.width)
             scale = norm(a * line.d)
             if 0 < scale < math.inf and abs(r) <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:
                 hidden = max(hidden, ACCEPT + doubt / scale)
@@ -191,17 +191,13 @@ class Check:
             g, a = rows[c]
             twice, once = ((float(g @ p.delta) - float(a @ p.moved)) / p.width for p in pairs if p is not None)
             moves = pairs[1].moves
-            noise = rounding(self.problem.unit, g[moves], pairs[1].size(moves)) + self._jitter(g)
+            noise = rounding(self.problem.unit, g[moves], pairs[1].size(moves))
             doubt, scale = 16 * noise / abs(pairs[1].width), norm(a * line.d)
             if 0 < scale < math.inf and abs(4 * once - twice) / 3 <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:
                 hidden = max(hidden, ACCEPT + doubt / scale)
             else:
                 left.append(c)
         return left, hidden
-
-    def _jitter(self, g: Array) -> float:
-        """What the noise of f between equal calls makes of <g, f>; three calls may show a quarter of it."""
-        return 4 * norm(g * self.found.noise) if self.found.noise.any() else 0.0
 
     def _climb(self, line: Line, g: Array, a: Array, c: int) -> Finding:
         """The whole ladder; also at the scale of the elements themselves, where they are far below their neighbours,
@@ -240,7 +236,7 @@ class Check:
         return finding
 
     def _up(self, line: Line, g: Array, a: Array, c: int) -> Finding:
-        e = ladder(line, a, g, self._jitter(g))
+        e = ladder(line, a, g)
         if not e.known:
             return Finding("ill", np.nan, np.inf, "no step gives a difference to be trusted", cotangent=c)
         scale = norm(a * line.d)
@@ -412,23 +408,27 @@ class Check:
         return all(self._right_at(points[j], line, row[0], 1e-3 * width * float(line.d[0])) for j in (low, high))
 
     def _around(self, g: Array) -> Iterator[tuple[list[Array], list[Array]]]:
-        """Points within about 1e-6 of the scale, with the rule's answers there."""
+        """Points within about 1e-6 of the scale, with the rule's answers there. Every other one lies about the point
+        whose gradient was nearest to the answer here: that leads to the piece of f that the rule chose."""
         best, least = [np.zeros(self.problem.arrays[k].shape) for k in self.wrt], math.inf
-        answer = self.problem.gradient(g)
+        answer = np.concatenate([a.ravel() for a in self.problem.gradient(g)])
+        low = high = answer
         for n in range(NEARBY):
+            if n == SMOOTH and norm(high - low) <= 1e-3 * norm(high):
+                return  # one gradient all around: no kink is here
             arrays = self.problem.copies()
-            # every other one about the one whose gradient was nearest to the answer: that leads to the piece of f that
-            # the rule chose
             ways = [n % 2 * b + self.rng.standard_normal(b.shape) for b in best]
             for k, way in zip(self.wrt, ways, strict=True):
                 arrays[k] += 1e-6 * self._scale(arrays[k]).reshape(way.shape) * way
             with suppress(Exception):  # outside its domain
                 gradients = self.problem.gradient(g, arrays)
-                if all(np.isfinite(a).all() for a in gradients):
-                    yield arrays, gradients
-                    away = norm(np.concatenate([(a - b).ravel() for a, b in zip(gradients, answer, strict=True)]))
-                    if away < least:
-                        best, least = [w / max(1.0, norm(w) / w.size**0.5) if w.size else w for w in ways], away
+                there = np.concatenate([a.ravel() for a in gradients])
+                if not np.isfinite(there).all():
+                    continue
+                yield arrays, gradients
+                low, high = (np.minimum(low, there), np.maximum(high, there)) if n else (there, there)
+                if (away := norm(there - answer)) < least:
+                    best, least = [w / max(1.0, norm(w) / w.size**0.5) if w.size else w for w in ways], away
 
     def _right_at(self, point: tuple[list[Array], list[Array]], line: Line, g: Array, clear: float) -> bool:
         """Whether a difference confirms the rule for this element at another point, to within `clear`."""
