@@ -98,9 +98,9 @@ def test_at_least_10000_right_rules_raise_at_most_two_alarms_in_10000():
 
 
 @pytest.mark.slow
-def test_thousands_of_wrong_rules_never_pass():
-    tally = try_mutants([100], share=0.12)
-    assert tally.total >= 2_500
+def test_two_thousand_wrong_rules_never_pass():
+    tally = try_mutants([100], share=0.1)
+    assert tally.total >= 1_800
     assert not tally.bad, tally
     assert len(tally.ill) <= 0.001 * tally.total, tally
 

@@ -290,7 +290,7 @@ class Check:
             elif finding.bends:
                 slopes = one_sided(line, rows[0][0])
                 finding.bends = slopes is not None and bool(slopes.kinked.any())
-            index = tuple(int(n) for n in np.unravel_index(i, shape))
+            index = _index(i, shape)
             if finding.cotangent == 0 and np.isfinite(finding.residual):
                 numeric[i] = (rows[0][1][i] if np.isfinite(rows[0][1][i]) else 0.0) + finding.residual / scale[i]
             self._element(k, index, rows[finding.cotangent][1][i], finding, scale[i])
@@ -559,7 +559,7 @@ class Check:
         finding = self._examine(line, rows)
         if finding.verdict == "fail":
             finding = self._excuse(line, rows[finding.cotangent], finding)
-        index = tuple(int(n) for n in np.unravel_index(i, self.problem.arrays[k].shape))
+        index = _index(i, self.problem.arrays[k].shape)
         self._element(k, index, float(rows[finding.cotangent][1][i]), finding, float(scale[i]))
         return finding
 
@@ -776,9 +776,12 @@ class Check:
             said, (left, right) = float(answer @ (reach * d)), found[0] @ g
             doubt = 10 * float(np.abs(g) @ found[1]) + CLEAR * (abs(left) + abs(right))
             if not left - doubt <= said <= right + doubt:
+                n = int(np.argmax(np.abs(answer)))  # one of them
+                place = int(np.searchsorted(np.cumsum(sizes), n, side="right"))
+                k, i = self.wrt[place], n - sum(sizes[:place])
                 self.counts["fail"] += 1
                 self._item(
-                    -1, None, said, left if said < left else right, doubt, "fail",
+                    k, _index(i, self.problem.arrays[k].shape), said, left if said < left else right, doubt, "fail",
                     "tied kinks: elements at kinks are together no subgradient: along one direction the slopes of the "
                     f"outputs that bend are {left:.6g} and {right:.6g}, the rule says {said:.6g}",
                 )
@@ -841,7 +844,7 @@ class Check:
             allowed += 4 * float(info.smallest_subnormal)
             wrong = ~(np.abs(mine - right) <= allowed) & np.isfinite(right) & (size < 0.5 * float(info.max))
             for i in np.flatnonzero(wrong)[:NAMED]:
-                index = tuple(int(n) for n in np.unravel_index(i, right.shape))
+                index = _index(int(i), right.shape)
                 self._item(k, index, float(mine.flat[i]), float(right.flat[i]), float(allowed.flat[i]), "fail",
                            f"{dtype}: the same rule in float64 gives another gradient than in {dtype}")
             if wrong.any():
@@ -916,6 +919,10 @@ class Check:
             hints=suggestions,
             reproduce=f"check_vjp(f, vjp, arrays, wrt={self.wrt}, seed={self.seed}, mode={self.mode!r})",
         )
+
+
+def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.unravel_index(flat, shape))
 
 
 def _excess(item: Item) -> float:
