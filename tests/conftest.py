@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tinygrad_mnist import arrays, testing
+from tinygrad_mnist.core import F
 
 # Forced, and in the environment, so that the commands that tests start have it too: no test may open a window.
 os.environ["MPLBACKEND"] = "Agg"
@@ -28,6 +29,15 @@ settings.load_profile(PROFILE)
 def effort() -> int:
     """The factor for tests that loop on their own, as `max_examples` is for Hypothesis: 1, by night 20."""
     return 20 if PROFILE == "nightly" else 1
+
+
+@pytest.fixture
+def forget_what_tests_register():
+    """The functions on Tensors are what they were, whatever a test registers as a primitive."""
+    before = dict(vars(F))
+    yield
+    vars(F).clear()
+    vars(F).update(before)
 
 
 # ---- backends: NumPy, the strict double of CuPy, and CuPy itself on the pretend GPU

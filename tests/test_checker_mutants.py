@@ -52,7 +52,7 @@ def no_rounding(unit, g, size):
 
 
 def ones(x):
-    return np.ones(x.size)
+    return np.ones(x.shape)
 
 
 def unweighted(p):
@@ -89,7 +89,7 @@ STEPS = {  # step: what replaces it, judge cases that are lost without it
     "roughness": ([(difference, "roughness", lambda line, g, step: 0.0)], "staircase_zero"),
     "kinks told from roughness": ([(difference, "leaps", lambda *_: True)], "among_many_kinks"),
     "slopes that fall to 0": ([(difference, "falls", lambda r, noise: False)], "squared_hinge_at_corner"),
-    "scales": ([(Check, "_scale", staticmethod(ones)), (Check, "_other", undecided)], "inputs_1e150th"),
+    "scales": ([(engine, "scales", ones), (Check, "_other", undecided)], "inputs_1e150th"),
     "the rule's own rounding": ([(Check, "_spread", lambda check, line, g: 0.0)], "std_at_1e6"),
     "outputs that are rounded away": ([(Check, "_buried", lambda *_: False)], "softmax_rounded_to_one"),
     "a bound on what is decided": ([(engine, "DECIDED", math.inf)], "sigmoid_saturated_doubled"),

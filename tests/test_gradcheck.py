@@ -5,21 +5,14 @@ import pytest
 
 import tinygrad_mnist as tg
 from tinygrad_mnist import Tensor, arrays, primitive
-from tinygrad_mnist.core import F
 from tinygrad_mnist.gradcheck.engine import check_vjp
 from tinygrad_mnist.gradcheck.report import STRUCTURE, GradCheckError
 from tinygrad_mnist.gradcheck.tensors import assert_grad, check, check_second, compare, dot_test, taylor
 
+pytestmark = pytest.mark.usefixtures("forget_what_tests_register")
+
 RNG = np.random.default_rng(1)
 X, W = RNG.normal(size=(3, 4)), RNG.normal(size=(4, 2))
-
-
-@pytest.fixture(autouse=True)
-def forget_what_tests_register():
-    before = dict(vars(F))
-    yield
-    vars(F).clear()
-    vars(F).update(before)
 
 
 def wrong_sine(factor=1.001):
@@ -433,3 +426,19 @@ def test_a_function_of_cupy_is_checked(device):
 
     assert check_vjp(f, rule, [X]).verdict == "pass"
     assert check_vjp(f, lambda *a: rule(*a, factor=1.0001), [X]).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"mode": "element"}, ValueError, "'auto', 'elements' or 'project', not 'element'"),
+        ({"wrt": (1,)}, TypeError, "input 1 is int64; only float inputs have gradients"),
+        ({"wrt": (2,)}, ValueError, "does not fit 2 inputs"),
+        ({"wrt": ()}, ValueError, "at least one input"),
+        ({"order": 2}, ValueError, "check(fn, ..., order=2)"),
+    ],
+)
+def test_wrong_arguments_of_a_check_of_arrays_say_what_is_wrong(options, error, text):
+    with pytest.raises(error) as caught:
+        check_vjp(lambda x, n: np.sin(x), lambda g, x, n: (g * np.cos(x),), [np.ones(3), np.arange(3)], **options)
+    assert text in str(caught.value)

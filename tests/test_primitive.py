@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from tinygrad_mnist import Tensor, grad, primitive
-from tinygrad_mnist.core import F
 
-
-@pytest.fixture(autouse=True)
-def forget_what_tests_register():
-    before = dict(vars(F))
-    yield
-    vars(F).clear()
-    vars(F).update(before)
+pytestmark = pytest.mark.usefixtures("forget_what_tests_register")
 
 
 def test_a_primitive_may_bear_the_name_of_a_library_function_that_it_uses(backend):

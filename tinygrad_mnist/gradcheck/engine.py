@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from .difference import Line, Pair, Slopes, ladder, one_sided, rounding
 from .hints import hints
-from .problem import Array, Problem, is_float, norm
+from .problem import Array, Problem, argument_names, differentiated, is_float, norm, scales
 from .remainder import taylor_vjp
 from .report import VERDICTS, GradReport, Item
 from .structure import as_given, dtypes, examine, shapes
@@ -38,7 +37,7 @@ def check_vjp(
     f: Callable[..., Any],
     vjp: Callable[..., Any],
     arrays: Sequence[Any],
-    wrt: Sequence[int] | None = None,
+    wrt: Sequence[int] | int | None = None,
     *,
     seed: int = 0,
     mode: str = "auto",
@@ -46,15 +45,27 @@ def check_vjp(
     order: int = 1,
     dtype: Any = None,
 ) -> GradReport:
-    """Check a gradient that was derived by hand, or by any framework: NumPy arrays in, NumPy arrays out."""
+    """Whether `vjp` is the gradient of `f` at `arrays`; a mismatch is reported, not raised.
+
+    `f(*arrays)` returns an array, or a tuple of arrays. `vjp(g, *arrays)` returns a tuple: for each input in `wrt`, by
+    default every one with a float dtype, J^T g = d sum(g f) / dx in the shape and dtype of x; g is built like f's
+    output. Both may call any framework, as long as NumPy arrays go in and come out. Each call gets copies.
+
+    `seed` decides cotangents and directions. `mode`: "elements", "project" (blocks of elements along random
+    directions), or "auto": "project" above 128 elements of an input. `confidence`: the allowed probability of missing
+    an error of 1 % in one element of a block. `dtype`: float inputs are cast to it first; below float64 the rule is
+    judged in float64, and what it gives in its own dtype is held to that.
+
+    Raises TypeError or ValueError for a `wrt`, `mode` or `order` that does not fit, and what f or vjp raise at the
+    point. Away from it f may raise: a step that does is not used.
+    """
     chosen = [np.asarray(a) for a in arrays]
     if dtype is not None:
         chosen = [a.astype(dtype) if is_float(a) else a for a in chosen]
-    places = [i for i, a in enumerate(chosen) if is_float(a)] if wrt is None else [int(i) for i in wrt]
     if order != 1:
         raise ValueError(f"order={order}: a rule on arrays has no derivative of its own; check(fn, ..., order=2) has")
     with np.errstate(all="ignore"):
-        return Check(f, vjp, chosen, places, seed, mode, confidence).run()
+        return Check(f, vjp, chosen, list(differentiated(wrt, chosen)), seed, mode, confidence).run()
 
 
 Row = tuple[Array, Array]
@@ -83,6 +94,8 @@ class Check:
         self, f: Callable[..., Any], vjp: Callable[..., Any], arrays: list[Array], wrt: list[int], seed: int,
         mode: str, confidence: float,
     ) -> None:
+        if mode not in ("auto", "elements", "project"):
+            raise ValueError(f"mode must be 'auto', 'elements' or 'project', not {mode!r}")
         self.f, self.vjp, self.given, self.wrt, self.seed, self.mode = f, vjp, arrays, wrt, seed, mode
         self.confidence = confidence
         self.rng = np.random.default_rng(seed)
@@ -173,7 +186,7 @@ class Check:
             r = (float(g @ delta) - float(a @ pair.moved)) / pair.width
             doubt = 8 * rounding(self.problem.unit, g, size) / abs(pair.width)
             scale = norm(a * line.d)
-            if 0 < scale < math.inf and abs(r) <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:
+            if settled(r, doubt, scale):
                 hidden = max(hidden, ACCEPT + doubt / scale)
             else:
                 todo.append(c)
@@ -193,7 +206,7 @@ class Check:
             moves = pairs[1].moves
             noise = rounding(self.problem.unit, g[moves], pairs[1].size(moves))
             doubt, scale = 16 * noise / abs(pairs[1].width), norm(a * line.d)
-            if 0 < scale < math.inf and abs(4 * once - twice) / 3 <= ACCEPT * scale + doubt and doubt <= CLEAR * scale:
+            if settled((4 * once - twice) / 3, doubt, scale):
                 hidden = max(hidden, ACCEPT + doubt / scale)
             else:
                 left.append(c)
@@ -263,42 +276,38 @@ class Check:
         if not x.size or not self.problem.base.size:
             return
         rows = [(g, a[place]) for g, a in zip(self.found.cotangents, self.found.gradients, strict=True)]
-        scale = self._scale(x)
-        elements = self.mode == "elements" or (self.mode == "auto" and x.size <= MANY)
-        if elements:
+        scale = scales(x).ravel()
+        if self.mode == "elements" or (self.mode == "auto" and x.size <= MANY):
             self._elements(k, rows, scale)
         else:
             self._blocks(place, k, rows, scale)
 
-    @staticmethod
-    def _scale(x: Array) -> Array:
-        """max(|x_i|, 1e-3 max|x|), or 1 where all are 0: what a step is a fraction of."""
-        size = np.abs(x.astype(np.float64)).ravel()
-        top = float(np.where(np.isfinite(size), size, 0).max(initial=0))
-        return np.maximum(size, 1e-3 * top) if top else np.ones(x.size)
-
     def _elements(self, k: int, rows: list[Row], scale: Array) -> None:
-        shape = self.problem.arrays[k].shape
-        numeric = rows[0][1].copy()
+        numeric = np.where(np.isfinite(rows[0][1]), rows[0][1], 0.0)
         failures = 0
         for i in range(scale.size):
-            line = Line(self.problem, k, np.array([i]), scale[i : i + 1])
-            finding = self._examine(line, rows)
-            if finding.verdict == "fail" or (finding.verdict == "ill" and finding.bends):
-                finding = self._excuse(line, rows[finding.cotangent], finding)
-                failures += finding.verdict == "fail"
-            elif finding.bends:
-                slopes = one_sided(line, rows[0][0])
-                finding.bends = slopes is not None and bool(slopes.kinked.any())
-            index = _index(i, shape)
+            finding = self._single(k, i, rows, scale)
+            failures += finding.verdict == "fail"
             if finding.cotangent == 0 and np.isfinite(finding.residual):
-                numeric[i] = (rows[0][1][i] if np.isfinite(rows[0][1][i]) else 0.0) + finding.residual / scale[i]
-            self._element(k, index, rows[finding.cotangent][1][i], finding, scale[i])
+                numeric[i] += finding.residual / scale[i]
             if failures >= FAILURES and i + 1 < scale.size:
                 left = scale.size - i - 1
                 self.notes.append(f"input {k}: {left} elements were not examined, after {FAILURES} failures")
                 return
-        self.numeric[k] = numeric.reshape(shape)
+        self.numeric[k] = numeric.reshape(self.problem.arrays[k].shape)
+
+    def _single(self, k: int, i: int, rows: list[Row], scale: Array) -> Finding:
+        """Examine one element and write down what is found."""
+        line = Line(self.problem, k, np.array([i]), scale[i : i + 1])
+        finding = self._examine(line, rows)
+        if finding.verdict == "fail" or (finding.verdict == "ill" and finding.bends):
+            finding = self._excuse(line, rows[finding.cotangent], finding)
+        elif finding.bends:
+            slopes = one_sided(line, rows[0][0])
+            finding.bends = slopes is not None and bool(slopes.kinked.any())
+        index = _index(i, self.problem.arrays[k].shape)
+        self._element(k, index, float(rows[finding.cotangent][1][i]), finding, float(scale[i]))
+        return finding
 
     def _element(self, k: int, index: tuple[int, ...], analytic: float, finding: Finding, scale: float) -> None:
         self.counts[finding.verdict] += 1
@@ -314,7 +323,7 @@ class Check:
         known = np.isfinite(finding.error)
         numeric = (analytic if np.isfinite(analytic) else 0.0) + finding.residual / scale if known else None
         error = finding.error / scale if known else None
-        self._item(k, index, float(analytic), numeric, error, finding.verdict, finding.reason)
+        self._item(k, index, analytic, numeric, error, finding.verdict, finding.reason)
 
     @staticmethod
     def _missed(hidden: float) -> float:
@@ -416,10 +425,8 @@ class Check:
         for n in range(NEARBY):
             if n == SMOOTH and norm(high - low) <= 1e-3 * norm(high):
                 return  # one gradient all around: no kink is here
-            arrays = self.problem.copies()
             ways = [n % 2 * b + self.rng.standard_normal(b.shape) for b in best]
-            for k, way in zip(self.wrt, ways, strict=True):
-                arrays[k] += 1e-6 * self._scale(arrays[k]).reshape(way.shape) * way
+            arrays = self._off(ways)
             with suppress(Exception):  # outside its domain
                 gradients = self.problem.gradient(g, arrays)
                 there = np.concatenate([a.ravel() for a in gradients])
@@ -428,7 +435,14 @@ class Check:
                 yield arrays, gradients
                 low, high = (np.minimum(low, there), np.maximum(high, there)) if n else (there, there)
                 if (away := norm(there - answer)) < least:
-                    best, least = [w / max(1.0, norm(w) / w.size**0.5) if w.size else w for w in ways], away
+                    best, least = _bounded(ways), away
+
+    def _off(self, ways: list[Array]) -> list[Array]:
+        """The inputs moved by 1e-6 of their scale along `ways`, one for each in wrt."""
+        arrays = self.problem.copies()
+        for k, way in zip(self.wrt, ways, strict=True):
+            arrays[k] += 1e-6 * scales(arrays[k]) * way
+        return arrays
 
     def _right_at(self, point: tuple[list[Array], list[Array]], line: Line, g: Array, clear: float) -> bool:
         """Whether a difference confirms the rule for this element at another point, to within `clear`."""
@@ -477,7 +491,7 @@ class Check:
             self.spread = g, self._spreads(g, self.problem.gradient(g), 2.0**-53)
         return norm(self.spread[1][self.wrt.index(line.k)].ravel()[line.places] * line.d)
 
-    def _inside(self, line: Line, slopes: Any, bent: Array) -> bool:
+    def _inside(self, line: Line, slopes: Slopes, bent: Array) -> bool:
         """Whether the rule's answer lies between the slopes for every kinked output alone: their sum may hide a choice
         outside by another inside."""
         for j in bent[:OUTPUTS]:
@@ -552,16 +566,6 @@ class Check:
     def _masked(self, place: int, g: Array, keep: Array) -> Row:
         g = np.where(keep, g, 0)
         return g, self.problem.gradient(g)[place].ravel()
-
-    def _single(self, k: int, i: int, rows: list[Row], scale: Array) -> Finding:
-        """Examine one element and write down what is found."""
-        line = Line(self.problem, k, np.array([i]), scale[i : i + 1])
-        finding = self._examine(line, rows)
-        if finding.verdict == "fail":
-            finding = self._excuse(line, rows[finding.cotangent], finding)
-        index = _index(i, self.problem.arrays[k].shape)
-        self._element(k, index, float(rows[finding.cotangent][1][i]), finding, float(scale[i]))
-        return finding
 
     def _bisect(self, k: int, line: Line, row: Row, finding: Finding, scale: Array) -> None:
         """Name the elements that make a block fail: residuals add up, so the half with the larger one is followed."""
@@ -670,7 +674,7 @@ class Check:
         tied = [row for row in self.bent if row[2] in ("pass", "kink")][:FAILURES]
         if len(tied) < 2:
             return
-        sizes = {k: self._scale(self.problem.arrays[k]) for k, _, _ in tied}
+        sizes = {k: scales(self.problem.arrays[k]).ravel() for k, _, _ in tied}
         flat = [(k, int(np.ravel_multi_index(index, self.problem.arrays[k].shape))) for k, index, _ in tied]
         reach = np.array([sizes[k][i] for k, i in flat])
         ones = np.ones(len(flat))
@@ -724,15 +728,13 @@ class Check:
     def _hulled(self, j: int, flat: list[tuple[int, int]], d: Array, sign: int, slope: float, doubt: float) -> bool:
         """Whether the slope of output j along d is the largest (smallest) among those at points nearby, as it is where
         f bends upwards (downwards) and not merely along the lines that were tried."""
-        h, best, most = 1e-9, [np.zeros(self.problem.arrays[k].size) for k in self.wrt], -math.inf
+        h, best, most = 1e-9, [np.zeros(self.problem.arrays[k].shape) for k in self.wrt], -math.inf
         noise = 4 * self.problem.unit * abs(float(self.problem.base[j])) / h
         for n in range(NEARBY):
-            ways = [n % 2 * b + self.rng.standard_normal(b.size) for b in best]  # half of them about the best so far
+            ways = [n % 2 * b + self.rng.standard_normal(b.shape) for b in best]  # half of them about the best so far
             values = []
             for side in (h, -h):
-                arrays = self.problem.copies()
-                for k, way in zip(self.wrt, ways, strict=True):
-                    arrays[k] += (1e-6 * self._scale(arrays[k]) * way).reshape(arrays[k].shape)
+                arrays = self._off(ways)
                 for (k, i), step in zip(flat, d, strict=True):
                     arrays[k].flat[i] += side * step
                 with suppress(Exception):  # outside its domain
@@ -743,14 +745,14 @@ class Check:
             if sign * (there - slope) > doubt + noise + 1e-4 * abs(there):
                 return False
             if sign * there > most:
-                best, most = [w / max(1.0, norm(w) / max(w.size, 1) ** 0.5) for w in ways], sign * there
+                best, most = _bounded(ways), sign * there
         return True
 
     def _joint(self) -> None:
         """The same for kinks that were judged in blocks, all at once: with a cotangent that makes every bent output
         bend upwards, the rule's answer must lie between the slopes of both sides, along ones and along positive random
         numbers, over all inputs together. Violations by many outputs add up."""
-        reach = max(float(self._scale(self.problem.arrays[k]).max(initial=0)) for k in self.wrt)
+        reach = max(float(scales(self.problem.arrays[k]).max(initial=0)) for k in self.wrt)
         sizes = [self.problem.arrays[k].size for k in self.wrt]
         places = [(k, slice(None)) for k in self.wrt]
 
@@ -911,7 +913,7 @@ class Check:
             mode=self.mode,
             dtypes=tuple(str(a.dtype) for a in self.given),
             shapes=tuple(a.shape for a in self.given),
-            names=_names(self.f, len(self.given)),
+            names=argument_names(self.f, len(self.given)),
             numeric=self.numeric,
             analytic=analytic,
             notes=self.notes,
@@ -919,6 +921,16 @@ class Check:
             hints=suggestions,
             reproduce=f"check_vjp(f, vjp, arrays, wrt={self.wrt}, seed={self.seed}, mode={self.mode!r})",
         )
+
+
+def settled(residual: float, doubt: float, scale: float) -> bool:
+    """Whether a residual agrees with 0 to seven digits of the gradient, and its rounding leaves six."""
+    return 0 < scale < math.inf and abs(residual) <= ACCEPT * scale + doubt and doubt <= CLEAR * scale
+
+
+def _bounded(ways: list[Array]) -> list[Array]:
+    """The same directions, none longer than a random one."""
+    return [w / max(1.0, norm(w) / max(w.size, 1) ** 0.5) for w in ways]
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -931,13 +943,3 @@ def _excess(item: Item) -> float:
         return math.inf
     size = max(abs(item.analytic), abs(item.numeric))
     return abs(item.analytic - item.numeric) / size if size else 0.0
-
-
-def _names(f: Callable[..., Any], n: int) -> tuple[str, ...]:
-    """The names of f's parameters, as far as they are known."""
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):
-        return ()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return tuple(named[:n]) if len(named) >= n else ()

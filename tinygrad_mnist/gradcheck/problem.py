@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -141,3 +143,48 @@ def norm(v: Array) -> float:
         return top
     w = v / top
     return top * math.sqrt(w @ w)
+
+
+def scales(x: Array) -> Array:
+    """max(|x_i|, 1e-3 max|x|), or 1 where all are 0: what a step is a fraction of."""
+    size = np.abs(x.astype(np.float64))
+    top = float(np.where(np.isfinite(size), size, 0).max(initial=0))
+    return np.maximum(size, 1e-3 * top) if top else np.ones(x.shape)
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def differentiated(wrt: Sequence[int] | int | None, hosts: Sequence[Array]) -> tuple[int, ...]:
+    """The inputs to differentiate by, as numbers from 0."""
+    floats = tuple(i for i, a in enumerate(hosts) if is_float(a))
+    if wrt is None:
+        if not floats:
+            kinds = ", ".join(f"{a.dtype} {a.shape}" for a in hosts) or "none"
+            raise TypeError(f"no input has a float dtype (inputs: {kinds}): write 1.0 for 1, or use .astype(float)")
+        return floats
+    given = [operator.index(i) for i in ([wrt] if isinstance(wrt, SupportsIndex) else wrt)]
+    for i in given:
+        if not -len(hosts) <= i < len(hosts):
+            raise ValueError(f"wrt={wrt!r} does not fit {len(hosts)} inputs")
+        if i % len(hosts) not in floats:
+            raise TypeError(f"wrt={wrt!r}: input {i} is {hosts[i].dtype}; only float inputs have gradients")
+    found = tuple(i % len(hosts) for i in given)
+    if len(set(found)) < len(found) or not found:
+        raise ValueError(f"wrt={wrt!r} must name at least one input, and none twice")
+    return found
+
+
+def argument_names(f: Function, n: int) -> tuple[str, ...]:
+    """What the function calls its positional arguments."""
+    found: list[str] = []
+    try:
+        parameters: Iterator[inspect.Parameter] = iter(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):  # a function in C tells nothing
+        parameters = iter(())
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL:
+            found += [f"{p.name}[{k}]" for k in range(n - len(found))]
+        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            found.append(p.name)
+    return tuple([*found, *(f"x{k}" for k in range(len(found), n))][:n])

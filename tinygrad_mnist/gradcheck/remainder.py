@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .problem import scales
 from .report import TaylorReport
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +41,7 @@ def taylor_vjp(
     result, at = run(values)
     g = [np.asarray(2 * rng.standard_normal(y.shape), dtype=y.dtype) for y in at]
     gradients = vjp(tuple(g) if isinstance(result, (tuple, list)) else g[0], *[a.copy() for a in values])
-    directions = [_scale(values[i]) * rng.standard_normal(values[i].shape) for i in chosen]
+    directions = [scales(values[i]) * rng.standard_normal(values[i].shape) for i in chosen]
     noise = ROUNDINGS * max(
         (float(np.finfo(y.dtype).eps) * float(np.abs(y * gy).sum()) for y, gy in zip(at, g, strict=True)), default=0.0
     )
@@ -55,11 +56,6 @@ def taylor_vjp(
         remainders.append(abs(change - predicted))
         floors.append(noise + ROUNDINGS * 2.0**-53 * terms)
     return _judged(np.array(remainders), np.array(floors))
-
-
-def _scale(x: Array) -> Array:
-    largest = np.abs(x).max(initial=0.0)
-    return np.maximum(np.abs(x), 1e-3 * largest) if largest else np.ones(x.shape)
 
 
 def _judged(remainders: Array, floors: Array) -> TaylorReport:

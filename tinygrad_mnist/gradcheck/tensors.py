@@ -8,11 +8,9 @@ random comes from `seed`.
 
 from __future__ import annotations
 
-import inspect
-import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from .. import arrays, functional
 from ..core import F, Tensor
 from ..modes import enable_grad
 from .engine import check_vjp
+from .problem import argument_names, differentiated
 from .remainder import taylor_vjp
 from .report import VERDICTS, DotReport, GradCheckError, GradReport, Item, TaylorReport, merged
 
@@ -231,8 +230,8 @@ class _Problem:
         self.values = [_value(i, x, dtype) for i, x in enumerate(inputs)]
         self.devices = [arrays.device_of(a) for a in self.values]
         self.hosts = [arrays.to_host(a) for a in self.values]
-        self.wrt = _chosen(wrt, self.hosts)
-        self.names = _names(fn, len(inputs))
+        self.wrt = differentiated(wrt, self.hosts)
+        self.names = argument_names(fn, len(inputs))
 
     @property
     def device(self) -> str:
@@ -337,41 +336,6 @@ def _value(i: int, x: Any, dtype: Any) -> Any:
     if x.dtype.kind not in "fiub":
         raise TypeError(f"input {i} is {x.dtype}: only floats, integers and booleans can be inputs")
     return x.astype(dtype) if dtype is not None and x.dtype.kind == "f" else x
-
-
-def _chosen(wrt: Sequence[int] | int | None, hosts: Sequence[Array]) -> tuple[int, ...]:
-    """The inputs to differentiate by, as numbers from 0."""
-    floats = tuple(i for i, a in enumerate(hosts) if a.dtype.kind == "f")
-    if wrt is None:
-        if not floats:
-            kinds = ", ".join(f"{a.dtype} {a.shape}" for a in hosts) or "none"
-            raise TypeError(f"no input has a float dtype (inputs: {kinds}): write 1.0 for 1, or use .astype(float)")
-        return floats
-    given = [operator.index(i) for i in ([wrt] if isinstance(wrt, SupportsIndex) else wrt)]
-    for i in given:
-        if not -len(hosts) <= i < len(hosts):
-            raise ValueError(f"wrt={wrt!r} does not fit {len(hosts)} inputs")
-        if i % len(hosts) not in floats:
-            raise TypeError(f"wrt={wrt!r}: input {i} is {hosts[i].dtype}; only float inputs have gradients")
-    found = tuple(i % len(hosts) for i in given)
-    if len(set(found)) < len(found) or not found:
-        raise ValueError(f"wrt={wrt!r} must name at least one input, and none twice")
-    return found
-
-
-def _names(fn: Function, n: int) -> tuple[str, ...]:
-    """What the function calls its positional arguments."""
-    found: list[str] = []
-    try:
-        parameters: Iterator[inspect.Parameter] = iter(inspect.signature(fn).parameters.values())
-    except (TypeError, ValueError):  # a function in C tells nothing
-        parameters = iter(())
-    for p in parameters:
-        if p.kind is p.VAR_POSITIONAL:
-            found += [f"{p.name}[{k}]" for k in range(n - len(found))]
-        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
-            found.append(p.name)
-    return tuple([*found, *(f"x{k}" for k in range(len(found), n))][:n])
 
 
 def _outputs(y: Any) -> tuple[Tensor, ...]:
