@@ -2,6 +2,7 @@
 
 import functools
 import os
+from pathlib import Path
 
 import pretend_gpu
 import pytest
@@ -12,6 +13,9 @@ from tinygrad_mnist.core import F
 
 # Forced, and in the environment, so that the commands that tests start have it too: no test may open a window.
 os.environ["MPLBACKEND"] = "Agg"
+
+# Compiled loops stay from one run of the tests to the next, apart from the user's.
+os.environ.setdefault("TINYGRAD_MNIST_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "native"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers use all cores: more BLAS threads would wait for each other
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -38,6 +42,12 @@ def forget_what_tests_register():
     yield
     vars(F).clear()
     vars(F).update(before)
+
+
+@pytest.fixture
+def no_numba(monkeypatch):
+    """Compiled functions run as NumPy programs, as where numba is missing: bit for bit what they are uncompiled."""
+    monkeypatch.setattr("tinygrad_mnist.native.missing", lambda: "Numba is not installed: ...")
 
 
 # ---- backends: NumPy, the strict double of CuPy, and CuPy itself on the pretend GPU

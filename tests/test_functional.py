@@ -177,7 +177,7 @@ def of_tree(p):
 
 
 def check_tree(g):
-    g = functional._tree_map(host, g)
+    g = functional.tree_map(host, g)
     assert type(g) is dict
     assert list(g) == ["layers", "scale"]
     (W, b), [c] = g["layers"]
@@ -192,14 +192,14 @@ def check_tree(g):
 
 
 def test_containers_come_back_as_they_went_in(array):
-    tree = functional._tree_map(array, TREE)
+    tree = functional.tree_map(array, TREE)
     check_tree(grad(of_tree)(tree))
     value, g = value_and_grad(of_tree)(tree)
     assert value == 68
     check_tree(g)
     _, pull = vjp(of_tree, tree)
     check_tree(pull(array(1.0))[0])
-    tensors = functional._tree_map(Tensor, tree)
+    tensors = functional.tree_map(Tensor, tree)
     g = grad(of_tree)(tensors)
     assert isinstance(g["scale"], Tensor)
     check_tree(g)
@@ -593,7 +593,7 @@ def test_hvp_of_containers_is_a_container_like_them(array, rng):
     def f(p):
         return np.sum(np.tanh(p["W"] @ p["b"][0]) ** 2)
 
-    Hv = functional._tree_map(host, hvp(f, functional._tree_map(array, p), functional._tree_map(array, v)))
+    Hv = functional.tree_map(host, hvp(f, functional.tree_map(array, p), functional.tree_map(array, v)))
     h = 1e-5
     ahead = grad(f)({"W": p["W"] + h * v["W"], "b": [p["b"][0] + h * v["b"][0]]})
     behind = grad(f)({"W": p["W"] - h * v["W"], "b": [p["b"][0] - h * v["b"][0]]})

@@ -25,7 +25,8 @@ from tinygrad_mnist import (
     softmax_cross_entropy,
     vjp,
 )
-from tinygrad_mnist.core import Leaf, Node
+from tinygrad_mnist.core import Node
+from tinygrad_mnist.leaf import Leaf
 
 
 def leaf(values, dtype=np.float64):

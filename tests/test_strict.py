@@ -386,7 +386,7 @@ def evaluate(code):
         ("K('raw T x', 'T y', 'y = x[0]')", strict.Unmodelled, "raw parameters"),
         ("K('T x', 'T y', 'if (x > 0) y = x;')(x)", strict.Unmodelled, "declarations and assignments"),
         ("K('T x', 'T y', 'y = x[0]')(x)", strict.Unmodelled, "cannot read"),
-        ("K('T x', 'T y', 'long long a = x; y = a')(x)", strict.Unmodelled, "the type long long"),
+        ("K('T x', 'T y', 'long double a = x; y = a')(x)", strict.Unmodelled, "the type long double"),
         ("K('T x', 'T y', 'unsigned a = x; y = a')(x)", strict.Unmodelled, "'unsigned'"),
         ("K('T x', 'T y', 'y = erf(x)')(x)", strict.Unmodelled, "'erf'"),
         ("K('T x', 'T y', 'T a; y = a')(x)", strict.CompileException, "'a' is read before it is set"),

@@ -28,6 +28,7 @@ class Namespace:
 
     kernels: ClassVar[dict[str, Callable[..., Array]]] = {}  # of primitives: softmax(xp, a, axis), relu(xp, a), ...
     several = False  # True where its arrays may lie on one of several devices
+    records = False  # True where its arrays are symbols of a program that is being captured
 
     def __init__(self, module: Any, extras: dict[str, Callable[..., Array]], device: str = "cpu") -> None:
         self._module = module
@@ -49,6 +50,14 @@ class Namespace:
         if kernel is None:
             return getattr(self._module, name)
         return lambda *arrays, **params: kernel(self, *arrays, **params)
+
+    def uploaded(self, a: Any, device: str) -> Array:
+        """An array of the host on this device, which is the current one."""
+        return self._module.asarray(a)
+
+    def home(self, a: Array) -> str:
+        """The device of one of its arrays."""
+        return _named(self.device, a.device.id) if self.several else self.device
 
 
 # ---- NumPy: the same values as the library's own function, by a shorter way
@@ -132,8 +141,19 @@ def _expand_dims(a: Array, axis: int) -> Array:
     return a[..., None] if axis in (-1, a.ndim) else np.expand_dims(a, axis)
 
 
-def _unfused(make: Callable[[Any], Callable[..., None]], state: Sequence[str]) -> Callable[..., None]:
-    return make(NUMPY)
+def _ones_like(a: Array, **options: Any) -> Array:
+    if options:
+        return np.ones_like(a, **options)
+    ones = np.empty_like(a)  # np.ones_like takes 2 us
+    ones.fill(1)
+    return ones
+
+
+Make = Callable[..., Callable[..., None]]  # (xp, *numbers) -> the formula of an update
+
+
+def _unfused(make: Make, state: Sequence[str], numbers: Sequence[float]) -> Callable[..., None]:
+    return make(NUMPY, *numbers)
 
 
 def _worth_joining(size: int) -> bool:
@@ -174,23 +194,17 @@ class _Kernel:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.numbers: list[float] = []  # a rate changes from step to step: numbers are arguments, not text
 
     def __getattr__(self, name: str) -> Callable[..., str]:
         if name not in _C:
             raise TypeError(f"a GPU's kernel of an update cannot call {name}: it can {', '.join(_C)}")
 
         def call(*operands: Any, out: str) -> str:
-            self.lines.append(f"{out} = {_C[name].format(*map(self._term, operands))};")
+            terms = [a if isinstance(a, str) else f"(T){a!r}" for a in operands]
+            self.lines.append(f"{out} = {_C[name].format(*terms)};")
             return out
 
         return call
-
-    def _term(self, operand: Any) -> str:
-        if isinstance(operand, str):
-            return operand
-        self.numbers.append(operand)
-        return f"c{len(self.numbers) - 1}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -200,19 +214,17 @@ def _compiled(library: Any, lines: tuple[str, ...], numbers: int, changed: tuple
     return library.ElementwiseKernel(f"T g{constants}", outputs, " ".join(("T a, b;", *lines)), "tinygrad_mnist_step")
 
 
-def fused_source(
-    make: Callable[[Any], Callable[..., None]], state: Sequence[str]
-) -> tuple[tuple[str, ...], list[float], tuple[str, ...]]:
-    """The formula `make(xp)`, called as `formula(p, g, *state, a, b)`: its lines in C, the numbers in them, and the
-    names of the arrays that it changes."""
+def fused_source(make: Make, state: Sequence[str], numbers: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The formula `make(xp, *numbers)`, called as `formula(p, g, *state, a, b)`: its lines in C, where the numbers are
+    arguments `c0`, `c1`, ..., for they change from step to step; and the names of the arrays that it changes."""
     kernel = _Kernel()
-    make(kernel)("p", "g", *state, "a", "b")
-    return tuple(kernel.lines), kernel.numbers, ("p", *state)
+    make(kernel, *(f"c{i}" for i in range(numbers)))("p", "g", *state, "a", "b")
+    return tuple(kernel.lines), ("p", *state)
 
 
-def _fused(library: Any, make: Callable[[Any], Callable[..., None]], state: Sequence[str]) -> Callable[..., None]:
+def _fused(library: Any, make: Make, state: Sequence[str], numbers: Sequence[float]) -> Callable[..., None]:
     """That formula as one kernel: its scratch is registers."""
-    lines, numbers, changed = fused_source(make, state)
+    lines, changed = fused_source(make, state, len(numbers))
     step = _compiled(library, lines, len(numbers), changed)
     return lambda p, g, *rest: step(g, *numbers, p, *rest[: len(state)])
 
@@ -257,10 +269,12 @@ NUMPY = Namespace(
         "transpose": _transpose,
         "swapaxes": _swapaxes,
         "expand_dims": _expand_dims,
+        "ones_like": _ones_like,
         "scatter_add": functools.partial(_scatter_add, np),
         "fused": _unfused,
         "worth_joining": _worth_joining,
         "scratch": np.empty,
+        "check_labels": lambda labels, classes: check_labels(labels, classes),
     },
 )
 _spaces: dict[type, Namespace] = dict.fromkeys((np.ndarray, np.float16, np.float32, np.float64), NUMPY)
@@ -303,6 +317,14 @@ def register(device: str, library: Any) -> Namespace:
     _remote = (*_remote, library.ndarray)
     _classes = (np.ndarray, *_remote)
     return space
+
+
+def register_symbols(cls: type, space: Namespace) -> None:
+    """Let Tensors hold symbols of a program that is being captured; `space` records what is computed of them."""
+    global _classes, _remote
+    _spaces[cls] = space
+    _remote = (*_remote, cls)
+    _classes = (np.ndarray, *_remote)
 
 
 def namespace(cls: type) -> Namespace:
@@ -387,8 +409,12 @@ def _device(name: str) -> tuple[Namespace, int]:
 
 def device_of(a: Array) -> str:
     """`"cpu"` for NumPy arrays, `"gpu"` for those of the first GPU, `"gpu:1"` for those of the second."""
-    space = _spaces.get(type(a), NUMPY)
-    return _named(space.device, a.device.id) if space.several else space.device
+    return _spaces.get(type(a), NUMPY).home(a)
+
+
+def library(device: str) -> Any:
+    """The array library of a device."""
+    return _device(device)[0]._module
 
 
 def computing_on(device: str) -> AbstractContextManager[Any]:
@@ -400,6 +426,8 @@ def computing_on(device: str) -> AbstractContextManager[Any]:
 def on_device_of(a: Array) -> AbstractContextManager[Any]:
     """A context in which the device of an array is that on which new arrays are made."""
     space = _spaces.get(type(a), NUMPY)
+    if space.records:
+        return on_device_of(concrete(a))
     return space._module.cuda.Device(a.device.id) if space.several else _HERE
 
 
@@ -408,6 +436,8 @@ def move(a: Array, device: str) -> Array:
     if canonical(device) == device_of(a):
         return a
     space, number = _device(device)
+    if namespace(type(a)).records and device_of(a) == "cpu":
+        return namespace(type(a)).uploaded(a, device)
     if space is NUMPY:
         return to_host(a)
     with space._module.cuda.Device(number), explaining(f"moving {a.dtype} {a.shape}", device):
@@ -427,7 +457,7 @@ def beside(a: Array, f: Callable[..., Any]) -> Callable[..., Any]:
 def plus(a: Array, b: Array, in_place: bool = False) -> Array:
     """The sum of two arrays of one device."""
     with on_device_of(a):
-        if in_place:
+        if in_place and not namespace(type(a)).records:
             a += b  # a scalar is not changed in place
             return a
         return a + b
@@ -439,6 +469,12 @@ def copy(a: Array) -> Array:
         return a.copy()
 
 
+def replica(a: Array) -> Array:
+    """A copy beside the array that lies in memory as it does."""
+    with on_device_of(a):
+        return a.copy(order="K")
+
+
 def to_host(a: Array) -> np.ndarray[Any, Any]:
     """A copy in host memory. It waits for the device."""
     return a.get() if isinstance(a, _remote) else np.array(a)
@@ -448,10 +484,10 @@ def place(values: Any, like: Array) -> Array:
     """Host values on the device of another array; numbers, and arrays that are there, as they are."""
     if not is_array(values) or (type(values) is type(like) and device_of(values) == device_of(like)):
         return values
-    if isinstance(values, _remote):
+    if device_of(values) != "cpu":
         raise ValueError(f"{mixed([like, values])}; move one with .to(device)")
     with on_device_of(like), explaining(f"moving {values.dtype} {values.shape}", device_of(like)):
-        return namespace(type(like))._module.asarray(values)
+        return namespace(type(like)).uploaded(values, device_of(like))
 
 
 def mixed(values: Iterable[Any]) -> str:
@@ -501,7 +537,8 @@ def put(a: Array, index: Any, values: Any) -> None:
 def check_writable(a: Array) -> None:
     """Raise where elements share their memory, as those of `broadcast_to` do: NumPy refuses to write there, CuPy does
     not."""
-    if isinstance(a, _remote) and any(n > 1 and not stride for n, stride in zip(a.shape, a.strides, strict=True)):
+    stretched = (n > 1 and not stride for n, stride in zip(a.shape, a.strides, strict=True))
+    if isinstance(a, _remote) and a.size and any(stretched):
         raise ValueError("a broadcast array is read-only: its elements share their memory; change a copy")
 
 
@@ -510,16 +547,24 @@ def index(parts: tuple[Any, ...], a: Array) -> tuple[Any, ...]:
     on the device of `a`. Those on the host are checked there against its shape: a GPU wraps what is out of range."""
     if all(isinstance(part, _BASIC) for part in parts):
         return parts
+    space = namespace(type(a))
+    if space.records:
+        return tuple(space.lifted(part).copy() if is_array(part) else part for part in parts)
     found = tuple(map(_own, parts))
     if isinstance(a, np.ndarray):
         return tuple(place(part, a) for part in found)
     seen = tuple(map(_in_range, found))
     if not any(isinstance(part, _remote) for part in seen):
-        try:
-            np.broadcast_to(False, a.shape)[seen]
-        except IndexError as error:
-            raise IndexError(f"getitem: cannot index {a.dtype} {a.shape}: {error}") from None
+        check_places(seen, a)
     return tuple(place(part, a) for part in found)
+
+
+def check_places(parts: tuple[Any, ...], a: Array) -> None:
+    """Raise IndexError for an index of the host that is no index of an array."""
+    try:
+        np.broadcast_to(False, a.shape)[parts]
+    except IndexError as error:
+        raise IndexError(f"getitem: cannot index {a.dtype} {a.shape}: {error}") from None
 
 
 def _in_range(part: Any) -> Any:
@@ -546,9 +591,7 @@ _BASIC = (int, slice, type(None), type(Ellipsis))  # parts of an index that name
 def ones_like(a: Array) -> Array:
     """Ones of the shape, the dtype and the device of an array."""
     with on_device_of(a):
-        ones = namespace(type(a)).empty_like(a)  # np.ones_like takes 2 us
-        ones.fill(1)
-    return ones
+        return namespace(type(a)).ones_like(a)
 
 
 def generator(rng: Any) -> np.random.Generator:
@@ -581,6 +624,11 @@ def extent(a: Array) -> tuple[int, int]:
         return start, start + a.nbytes
     reach = [(n - 1) * stride for n, stride in zip(a.shape, a.strides, strict=True)]
     return start + sum(k for k in reach if k < 0), start + sum(k for k in reach if k > 0) + a.itemsize
+
+
+def concrete(a: Array) -> Array:
+    """The array itself, of a symbol the one that it stands for now."""
+    return a.example if namespace(type(a)).records else a
 
 
 def owner(a: Array) -> Array:
@@ -732,8 +780,8 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
     """
     classes = like.shape[axis]
     labels = box(labels)  # one label may be a scalar of NumPy
-    if isinstance(labels, np.ndarray):
-        check_labels(labels, classes)
+    if device_of(labels) == "cpu":
+        namespace(type(labels)).check_labels(labels, classes)
     labels = place(labels, like)
     places = _places(classes, labels.dtype if classes <= 128 else None, device_of(like))  # one dtype: no conversion
     with on_device_of(like):

@@ -16,7 +16,8 @@ from typing import Any
 
 from . import arrays, guards
 from .arrays import Array, Dtype
-from .modes import NORMAL, current
+from .leaf import Leaf
+from .modes import NORMAL, current, lifted
 
 Function = Callable[..., Any]
 Rule = Function
@@ -108,19 +109,6 @@ def _asks(rule: Rule | None, operands: int, variadic: bool) -> list[int]:
 # ---- the graph ----------------------------------------------------------------------------------------------------
 
 
-class Leaf:
-    """Where the graph ends at a Tensor with `requires_grad`; holds the gradient. It does not refer to the Tensor."""
-
-    __slots__ = ("dtype", "grad", "name", "shape")
-    rank = 0
-    parents: tuple[()] = ()
-
-    def __init__(self, data: Array, name: str | None = None) -> None:
-        self.grad: Array | None = None
-        self.name = name
-        self.shape, self.dtype = data.shape, data.dtype
-
-
 class Node:
     """One recorded operation: primitive, parents, and what its rules need. It never refers to the Tensor it produced,
     and a parent never knows its children: there are no cycles, and memory goes when the last user goes."""
@@ -152,12 +140,13 @@ def _in_place(symbol: str, method: Function) -> Callable[[Tensor, Any], Tensor]:
     def operator(self: Tensor, other: Any) -> Tensor:
         if not current.get().grad:
             other = other._data if isinstance(other, Tensor) else arrays.operand(other)
+            data = lifted(self._data)
             try:
-                arrays.check_writable(self._data)
-                with arrays.on_device_of(self._data):
-                    changed = method(self._data, other)
-                    if changed is not self._data:  # CuPy has no @= of its own
-                        self._data[...] = changed
+                arrays.check_writable(data)
+                with arrays.on_device_of(data):
+                    changed = method(data, other)
+                    if changed is not data:  # CuPy has no @= of its own
+                        data[...] = changed
             except (ValueError, TypeError) as error:
                 raise guards.kernel_error(symbol, [self._data, other], error) from error
             note_change(self._data)
@@ -202,11 +191,11 @@ class Tensor:
     @property
     def data(self) -> Array:
         """The array itself. Assigning copies the new values into it: `t.data = values`."""
-        return self._data
+        return lifted(self._data)
 
     @data.setter
     def data(self, value: Any) -> None:
-        arrays.put(self._data, ..., value._data if isinstance(value, Tensor) else arrays.operand(value))
+        arrays.put(lifted(self._data), ..., value._data if isinstance(value, Tensor) else arrays.operand(value))
         note_change(self._data)
 
     @property
@@ -276,15 +265,15 @@ class Tensor:
 
     def numpy(self) -> Array:
         """A copy of the values in host memory."""
-        return arrays.to_host(self._data)
+        return arrays.to_host(lifted(self._data))
 
     def item(self) -> float | int | bool:
         """The value of a Tensor of one element as a Python number."""
-        return self._data.item()
+        return lifted(self._data).item()
 
     def tolist(self) -> Any:
         """The values as nested Python lists."""
-        return self._data.tolist()
+        return lifted(self._data).tolist()
 
     def detach(self) -> Tensor:
         """The same memory as a Tensor outside the graph."""
@@ -297,7 +286,7 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         guards.check_conversion(self)
-        host = arrays.to_host(self._data) if copy else self._data
+        host = self.numpy() if copy or current.get().recorder is not None else self._data
         return host if dtype is None else host.astype(dtype, copy=False)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -320,11 +309,11 @@ class Tensor:
             notes.append("requires_grad=True")
         if self.name:
             notes.append(f"name={self.name!r}")
-        body = arrays.to_host(self._data).__repr__().removeprefix("array(").rsplit(")", 1)[0].split(", dtype=")[0]
+        body = self.numpy().__repr__().removeprefix("array(").rsplit(")", 1)[0].split(", dtype=")[0]
         return f"Tensor({body}, {', '.join(notes)})"
 
     def __format__(self, spec: str) -> str:
-        return format(self._data.item(), spec) if spec else str(self)
+        return format(self.item(), spec) if spec else str(self)
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -335,19 +324,19 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __float__(self) -> float:
-        return float(self._data.item())
+        return float(self.item())
 
     def __int__(self) -> int:
-        return int(self._data.item())
+        return int(self.item())
 
     def __round__(self, ndigits: int | None = None) -> float | int:
-        return round(self._data.item(), ndigits)
+        return round(self.item(), ndigits)
 
     def __index__(self) -> int:
-        return arrays.to_host(self._data).__index__()
+        return self.numpy().__index__()
 
     def __bool__(self) -> bool:
-        return bool(self._data)
+        return bool(lifted(self._data))
 
     __hash__ = object.__hash__  # by identity: == compares elements
 
@@ -358,7 +347,7 @@ class Tensor:
                 "concatenate([...]) instead; to change a parameter in place, do it under no_grad()"
             )
         value = value._data if isinstance(value, Tensor) else arrays.operand(value)
-        arrays.put(self._data, _index(index, self._data), value)
+        arrays.put(lifted(self._data), _index(index, self._data), value)
         note_change(self._data)
 
     # -- gradients
@@ -582,7 +571,7 @@ def _rebuild(cls: type[Tensor], data: Array, requires_grad: bool, name: str | No
 
 def _index(index: Any, a: Array) -> tuple[Any, ...]:
     parts = index if isinstance(index, tuple) else (index,)
-    return arrays.index(tuple(part._data if isinstance(part, Tensor) else part for part in parts), a)
+    return arrays.index(tuple(part._data if isinstance(part, Tensor) else part for part in parts), lifted(a))
 
 
 def is_tracked(value: Any) -> bool:
@@ -620,6 +609,10 @@ def apply(prim: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> A
     if cls is None:  # no Tensor among them; numbers alone are what they would be as Tensors
         datas = datas if any(map(arrays.is_array, datas)) else [arrays.asarray(a) for a in datas]
         cls = arrays.class_of(datas)
+    mode = current.get()
+    recorder = mode.recorder
+    if recorder is not None:
+        datas, cls = recorder.enter(prim, operands, datas)
     try:
         kernel = prim.kernels.get(cls) or prim.kernel(cls)
         y = kernel(*datas, **params) if params else kernel(*datas)
@@ -629,7 +622,6 @@ def apply(prim: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> A
         raise arrays.out_of_memory(f"{prim.name} on {guards.operands(datas)}", error, cls) from None
     if type(y) is not cls:
         y = arrays.box(y)
-    mode = current.get()
     if mode is not NORMAL:
         if mode.anomaly:
             guards.check_forward(prim, datas, y)
@@ -663,8 +655,8 @@ def apply(prim: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> A
                 saved[j] = parents[j - 1]
             elif type(saved[j]) not in _WEAK:
                 saved[j] = Aval(saved[j])
-    if mode.anomaly:
-        n.trace = guards.trace(n.saved)
+    if mode is not NORMAL:
+        guards.recorded(n, y, mode)
     return t
 
 
@@ -692,7 +684,7 @@ def walk(
     again.
     """
     order, useful = _topological(root, targets)
-    anomaly = current.get().anomaly
+    _, anomaly, recorder = current.get()
     xp: Any
     grads: dict[Any, Any] = {root: g}
     ours: set[Any] = set()  # nodes whose gradient was allocated here and is seen by nobody else: may be added into
@@ -714,6 +706,8 @@ def walk(
             _changes.check(node)
         if anomaly:
             guards.check_saved(node)
+        if recorder is not None:
+            recorder.at(node, g)
         if create_graph:
             xp, saved = F, _as_tensors(node, saved)
         else:
@@ -753,6 +747,8 @@ def walk(
                     ours.add(parent)
         if not (retain_graph or create_graph):
             node.saved = None
+    if recorder is not None:
+        recorder.at(None)
     return found
 
 

@@ -62,7 +62,7 @@ def jvp(f: Callable[..., Any], xs: Sequence[Tree], vs: Sequence[Tree]) -> tuple[
     pull = _Pullback(f, xs, record=True)
     u = _Pullback(lambda u: _product(pull(u), vs), [Tensor(F.ones_like(pull.y))])
     pushed = u(F.ones_like(u.y))[0]
-    tied = pull.open or any(map(is_tracked, _leaves(list(vs))))
+    tied = pull.open or any(map(is_tracked, tree_leaves(list(vs))))
     if not pull.tensors and not tied:
         return pull.value, pushed._data
     return pull.value, pushed if tied else pushed.detach()
@@ -74,8 +74,8 @@ def hvp(f: Callable[..., Any], x: Tree, v: Tree) -> Tree:
     def slope(x: Tree) -> Tensor:
         return _product([grad(f)(x)], [v])
 
-    tensors = any(isinstance(leaf, Tensor) for leaf in _leaves([x, v]))
-    return grad(slope)(_tree_map(_as_tensor, x) if tensors else x)
+    tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves([x, v]))
+    return grad(slope)(tree_map(_as_tensor, x) if tensors else x)
 
 
 def jacobian(f: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Tree]:
@@ -95,9 +95,9 @@ def jacobian(f: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., Tree]
             return joined.reshape(pull.y.shape + parts[0].shape)
 
         if rows:
-            out = _tree_map(stacked, *rows)
+            out = tree_map(stacked, *rows)
         else:
-            out = _tree_map(lambda g: g.reshape(-1)[:0].reshape(pull.y.shape + g.shape), pull(F.zeros_like(pull.y)))
+            out = tree_map(lambda g: g.reshape(-1)[:0].reshape(pull.y.shape + g.shape), pull(F.zeros_like(pull.y)))
         return out[0] if isinstance(argnums, SupportsIndex) else out
 
     return jacobian_of
@@ -112,15 +112,15 @@ class _Pullback:
     """The result of a function of some arguments, and the map from a cotangent of it to cotangents of the arguments."""
 
     def __init__(self, f: Callable[..., Any], xs: Sequence[Tree], record: bool = False) -> None:
-        self.tensors = any(isinstance(x, Tensor) for x in _leaves(list(xs)))
+        self.tensors = any(isinstance(x, Tensor) for x in tree_leaves(list(xs)))
         self.record = record or self.tensors  # run the rules on Tensors: what comes out can be differentiated again
         self.nodes: list[Any] = []
         with enable_grad():
-            self.inputs = [_tree_map(self._enter, x) for x in xs]
+            self.inputs = [tree_map(self._enter, x) for x in xs]
             outer = _outer.get()
             token = _outer.set(outer.union(self.nodes))
             try:
-                y = f(*[_tree_map(lambda t: t, x) for x in self.inputs])  # containers of its own: it may change them
+                y = f(*[tree_map(lambda t: t, x) for x in self.inputs])  # containers of its own: it may change them
             finally:
                 _outer.reset(token)
         if isinstance(y, (tuple, list, dict)):
@@ -168,7 +168,7 @@ class _Pullback:
                 return Tensor(g) if not isinstance(g, Tensor) else g if tied else g.detach()
             return arrays.box(g)
 
-        return tuple(_tree_map(result, x) for x in self.inputs)
+        return tuple(tree_map(result, x) for x in self.inputs)
 
 
 def _ends(root: Any, outer: frozenset[Any]) -> set[Any]:
@@ -218,22 +218,22 @@ def _product(a: Any, b: Any) -> Tensor:
             raise ValueError(f"the direction has shape {v.shape} where the argument has {x.shape}")
         terms.append(F.sum(F.multiply(x, v)))
 
-    _tree_map(term, list(a), list(b))
+    tree_map(term, list(a), list(b))
     return sum(terms) if terms else Tensor(0.0)
 
 
-def _tree_map(f: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+def tree_map(f: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, dict):
-        return {key: _tree_map(f, value, *(other[key] for other in others)) for key, value in tree.items()}
+        return {key: tree_map(f, value, *(other[key] for other in others)) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        mapped = [_tree_map(f, *parts) for parts in zip(tree, *others, strict=True)]
+        mapped = [tree_map(f, *parts) for parts in zip(tree, *others, strict=True)]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)  # a named tuple, or a plain one
     return f(tree, *others)
 
 
-def _leaves(tree: Tree) -> list[Any]:
+def tree_leaves(tree: Tree) -> list[Any]:
     if isinstance(tree, dict):
-        return [leaf for value in tree.values() for leaf in _leaves(value)]
+        return [leaf for value in tree.values() for leaf in tree_leaves(value)]
     if isinstance(tree, (list, tuple)):
-        return [leaf for value in tree for leaf in _leaves(value)]
+        return [leaf for value in tree for leaf in tree_leaves(value)]
     return [tree]

@@ -29,7 +29,7 @@ Span = tuple[Array, tuple[int, int]]  # the owner of some memory, and the range 
 def spans(changed: Iterable[Array]) -> list[Span]:
     """The memory of some arrays, neighbours joined: the parameters of a model in one flat buffer are one span."""
     found: list[Span] = []
-    for array in changed:
+    for array in map(arrays.concrete, changed):
         owner, (start, end) = arrays.owner(array), arrays.extent(array)
         if found and found[-1][0] is owner and found[-1][1][1] == start:
             start = found.pop()[1][0]
@@ -50,7 +50,7 @@ class Changes:
         self._lock = threading.Lock()
         self._ranges: dict[int, dict[tuple[int, int], int]] = {}  # id(owner of the memory) -> {byte range: time}
 
-    def note(self, spans: list[Span]) -> None:
+    def note(self, spans: Iterable[Span]) -> None:
         with self._lock:
             self.now += 1
             for owner, extent in spans:
@@ -65,6 +65,7 @@ class Changes:
         for i, array in enumerate(node.saved):
             if not arrays.is_array(array) or not array.size:
                 continue
+            array = arrays.concrete(array)
             low, high = arrays.extent(array)
             for (start, end), time in list(self._ranges.get(id(arrays.owner(array)), {}).items()):
                 if time > node.clock and start < high and low < end:
@@ -174,6 +175,14 @@ def check_backward(node: Any, i: int, gi: Any) -> None:
             f"{node.prim.name}: NaN or infinity in the backward pass: gradient {like(gi)} of operand {i}, "
             f"{recorded_at(node)}"
         )
+
+
+def recorded(node: Any, y: Array, mode: Any) -> None:
+    """Note of a new node what `detect_anomaly` and a capture will ask."""
+    if mode.anomaly:
+        node.trace = trace(node.saved)
+    if mode.recorder is not None:
+        mode.recorder.recorded(node, y)
 
 
 def trace(saved: list[Any]) -> tuple[str, dict[int, bytes]]:

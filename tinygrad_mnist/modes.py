@@ -16,6 +16,7 @@ class Mode(NamedTuple):
 
     grad: bool = True
     anomaly: bool = False
+    recorder: Any = None  # of `capture`, while a function is captured
 
 
 NORMAL = Mode()
@@ -25,7 +26,7 @@ current: ContextVar[Mode] = ContextVar("tinygrad_mnist.mode", default=NORMAL)
 class _Switch(ContextDecorator):
     """A change of mode as a context manager and a decorator; every entry is undone on exit, whatever happens."""
 
-    def __init__(self, **change: bool) -> None:
+    def __init__(self, **change: Any) -> None:
         self._change = change
         self._tokens: list[Token[Mode]] = []
 
@@ -38,7 +39,10 @@ class _Switch(ContextDecorator):
         return _Switch(**self._change)
 
     def __enter__(self) -> None:
-        mode = current.get()._replace(**self._change)
+        before = current.get()
+        if before.recorder is not None and self._change.get("anomaly"):
+            before.recorder.refuse("detect_anomaly() was entered", "put it around the call, which then runs uncompiled")
+        mode = before._replace(**self._change)
         self._tokens.append(current.set(NORMAL if mode == NORMAL else mode))
 
     def __exit__(self, *exc: object) -> None:
@@ -53,6 +57,25 @@ def no_grad() -> _Switch:
 def enable_grad() -> _Switch:
     """Record again inside a `no_grad` block."""
     return _Switch(grad=True)
+
+
+def recording(recorder: Any) -> _Switch:
+    """Let a recorder take down what is computed inside: what `compile` does to capture a function."""
+    return _Switch(recorder=recorder)
+
+
+def reads(what: Any, *names: str) -> None:
+    """Tell a capture, if there is one, that attributes of an object decide what is computed."""
+    recorder = current.get().recorder
+    if recorder is not None:
+        for name in names:
+            recorder.reads(what, name, getattr(what, name))
+
+
+def lifted(a: Any) -> Any:
+    """An array that lasts, as what is computed now may use and change it: in a capture, its symbol."""
+    recorder = current.get().recorder
+    return a if recorder is None else recorder.lift(a)
 
 
 def detect_anomaly() -> _Switch:

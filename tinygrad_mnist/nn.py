@@ -11,7 +11,9 @@ from typing import Any, Self
 
 from . import arrays, ops
 from .arrays import Array
-from .core import Leaf, Tensor
+from .core import Tensor
+from .leaf import Leaf
+from .modes import current, reads
 from .numpy_api import gelu, silu
 
 Rng = Any  # np.random.Generator, a seed, or None for fresh entropy
@@ -78,7 +80,11 @@ def dropout(x: Any, p: float, rng: Rng) -> Tensor:
     x = x if isinstance(x, Tensor) else Tensor(x)
     if x.dtype.kind != "f":  # 1 / (1 - p) would become 1
         raise TypeError(f"dropout: x must have a float dtype, not {x.dtype}: use .astype('float32')")
-    keep = arrays.generator(rng).random(x.shape, dtype="float32") >= p
+    generator, recorder = arrays.generator(rng), current.get().recorder
+    if recorder is not None:
+        keep = recorder.random(generator, x.shape, "float32", x.data) >= p
+    else:
+        keep = generator.random(x.shape, dtype="float32") >= p
     return ops.multiply(x, arrays.from_host(keep / (1 - p), x.data))
 
 
@@ -132,8 +138,18 @@ class Module:
     values to them, never other memory. The `flat` of a module inside another is its part of the buffer; a parameter
     that modules share lies in the part of the first."""
 
-    training = True
     flat: Array
+    _training = True
+
+    @property
+    def training(self) -> bool:
+        """True while dropout is active; `train()` and `eval()` switch."""
+        reads(self, "_training")
+        return self._training
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        self._training = value
 
     def __call__(self, x: Any) -> Tensor:
         raise NotImplementedError
@@ -258,6 +274,7 @@ class Linear(Module):
         self.flatten()
 
     def __call__(self, x: Any) -> Tensor:
+        reads(self, "weight", "bias")
         y = ops.matmul(x, self.weight)
         return y if self.bias is None else ops.add(y, self.bias)
 
@@ -306,6 +323,7 @@ class MLP(Module):
         self.flatten()
 
     def __call__(self, x: Any) -> Tensor:
+        reads(self, "layers", "activation", "dropout", "rng")
         *hidden, last = self.layers
         for layer, name in zip(hidden, self.activation, strict=True):
             x = ACTIVATIONS[name](layer(x))

@@ -2,21 +2,29 @@
 
 Each optimizer is a formula over flat arrays: parameter, gradient, state, and scratch memory, so that its arithmetic
 allocates nothing. What a step does allocate: the joined gradients of small neighbours, and wide copies of parameters
-that are float16 or not contiguous. Step counts and rates enter as Python numbers at every call.
+that are float16 or not contiguous. What changes from step to step, such as the rate, enters as Python numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from . import arrays, guards
 from .arrays import Array
-from .core import Leaf, Tensor
+from .core import Tensor
+from .leaf import Leaf
+from .modes import current, lifted, reads
 
 Formula = Callable[..., None]  # (p, g, *state, a, b): changes p and the state in place; a and b are scratch
+Schedule = Callable[[int], float]  # step (0, 1, ...) -> learning rate
+Rate = float | Schedule
+
+
+FLUSH = 512
+"""Steps between two looks for numbers of the state that have decayed below the normal ones."""
 
 
 class _Run(NamedTuple):
@@ -26,11 +34,16 @@ class _Run(NamedTuple):
 
 
 class Optimizer:
-    """What optimizers share: the parameters, one flat array for each kind of state, and the loop over parameters."""
+    """What optimizers share: the parameters, one flat array for each kind of state, and the loop over parameters.
+
+    `lr`: a number, or a schedule, which each step asks for its rate: `lr=one_cycle(1e-2, steps)`. The attribute `lr` is
+    the rate of the last step; setting it changes that of the next ones.
+    """
 
     states: tuple[str, ...] = ()  # the names of the arrays of state
+    rates: tuple[str, ...] = ()  # the names of the numbers that `_numbers` returns
 
-    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: Rate) -> None:
         self.params = list(params)
         if not self.params:
             raise ValueError("an optimizer needs at least one parameter")
@@ -39,9 +52,11 @@ class Optimizer:
                 raise TypeError(f"parameters must be leaf Tensors with requires_grad=True, not {p!r:.60}")
         if len({id(p) for p in self.params}) < len(self.params):
             raise ValueError("a parameter was given twice")
-        _check(lr=(lr, 0, math.inf))
-        self.lr = lr
         self.steps = 0
+        self._schedule = lr if callable(lr) else None
+        rate = lr(0) if callable(lr) else lr
+        _check(lr=(rate, 0, math.inf))
+        self._lr = rate
         # float16 cannot hold Adam's 1e-8, and loses most of a small update: its state and arithmetic are float32
         self._dtype = arrays.result_type("float32", *(p.dtype for p in self.params))
         devices = sorted({p.device for p in self.params})
@@ -49,21 +64,53 @@ class Optimizer:
             raise ValueError(f"the parameters lie on {' and '.join(devices)}: move them to one device with .to(device)")
         sizes = [p.size for p in self.params]
         longest = max(*sizes, sum(n for n in sizes if self._xp.worth_joining(n)))
-        with arrays.on_device_of(self.params[0].data):
+        with arrays.on_device_of(self.params[0]._data):
             self.state = {name: self._xp.zeros(sum(sizes), self._dtype) for name in self.states}
             self._scratch = [self._xp.scratch(longest, self._dtype) for _ in range(2)]
         self._live: list[Array] = []  # what the last step changed: while it stays the same, so do runs and spans
+        self._joins = False  # whether a capture made the runs
         self._runs: list[_Run] = []
         self._spans: list[guards.Span] = []
 
     @property
-    def _xp(self) -> arrays.Namespace:  # not an attribute: an optimizer can be copied and pickled, a namespace cannot
-        return arrays.namespace(type(self.params[0].data))
+    def lr(self) -> float:
+        """The learning rate of the last step, or that of the next one where it was set since."""
+        return self._lr
 
-    def _formula(self, xp: Any) -> Formula:
-        """The update at this step, with this step's rates. It is a sequence of calls `xp.f(..., out=array)`, of which
-        a GPU makes one kernel."""
+    @lr.setter
+    def lr(self, value: float) -> None:
+        recorder = current.get().recorder
+        if recorder is not None:
+            recorder.refuse(
+                "the learning rate was set",
+                "give the optimizer the schedule, optim.SGD(params, lr=schedule), or set lr outside",
+            )
+        self._lr, self._schedule = value, None
+
+    @property
+    def _xp(self) -> arrays.Namespace:  # not an attribute: an optimizer can be copied and pickled, a namespace cannot
+        return arrays.namespace(type(lifted(self.params[0]._data)))
+
+    @property
+    def _terms(self) -> tuple[bool, ...]:
+        """Which terms the formula has: what may be switched on or off between steps."""
+        return ()
+
+    def _numbers(self) -> tuple[float, ...]:
+        """What the formula needs of this step, one number for each name in `rates`."""
         raise NotImplementedError
+
+    def _formula(self, xp: Any, *numbers: float) -> Formula:
+        """The update. It is a sequence of calls `xp.f(..., out=array)`, of which a GPU makes one kernel; each uses what
+        the one before returned, for a captured formula has no scratch."""
+        raise NotImplementedError
+
+    def _advance(self) -> tuple[float, ...]:
+        """Count a step; its numbers."""
+        if self._schedule is not None:
+            self._lr = self._schedule(self.steps)
+        self.steps += 1
+        return self._numbers()
 
     def _cut(self, live: list[Tensor]) -> list[_Run]:
         """The parameters that have a gradient, as runs that the formula takes at once."""
@@ -72,10 +119,10 @@ class Optimizer:
         for p in live:
             end = ends[id(p)]
             params, start = [p], end - p.size
-            flat = arrays.joint_view([p.data]) if p.dtype == self._dtype else None
+            flat = arrays.joint_view([p._data]) if p.dtype == self._dtype else None
             before = runs[-1].params if runs and runs[-1].flat is not None else []
             if before and self._xp.worth_joining(max(p.size, before[-1].size)):
-                joint = arrays.joint_view([q.data for q in (*before, p)])
+                joint = arrays.joint_view([q._data for q in (*before, p)])
                 if joint is not None and ends[id(before[-1])] == start:
                     params, flat, start = [*before, p], joint, start - runs.pop().flat.size  # type: ignore[union-attr]
             rest = [*(s[start:end] for s in self.state.values()), *(a[: end - start] for a in self._scratch)]
@@ -87,16 +134,31 @@ class Optimizer:
         live = [p for p in self.params if p.grad is not None]
         if not live:
             return
-        if len(live) != len(self._live) or any(p._data is not a for p, a in zip(live, self._live, strict=True)):
+        joins = self._xp.records  # in a capture other runs are best
+        known = self._joins == joins and len(live) == len(self._live)
+        if not known or any(p._data is not a for p, a in zip(live, self._live, strict=True)):
             self._check_devices(live)
-            self._live = [p._data for p in live]
+            self._live, self._joins = [p._data for p in live], joins
             self._runs, self._spans = self._cut(live), guards.spans(self._live)
-        self.steps += 1
+        recorder = current.get().recorder
+        reads(self, "_terms")
         with arrays.on_device_of(self._live[0]):
-            self._update()
-        if self.steps % 512 == 0:
-            for state in self.state.values():
+            if recorder is None:
+                self._update(self._advance())
+                self._settle(*self.state.values())
+            else:
+                self._update(recorder.advance(self, self._advance))
+                if self.states and arrays.device_of(self._live[0]) == "cpu":
+                    recorder.host_call(self._settle, [*self.state.values()], result=False, due=self._due)
+
+    def _settle(self, *states: Array) -> None:
+        if self._due() == FLUSH:
+            for state in states:
                 arrays.flush_subnormal(state)
+
+    def _due(self) -> int:
+        """How many steps may go by before `_settle` has something to do."""
+        return FLUSH - self.steps % FLUSH
 
     def _check_devices(self, live: list[Tensor]) -> None:
         own = arrays.device_of(self._scratch[0])
@@ -107,16 +169,17 @@ class Optimizer:
                     "optimizer after model.to(device)"
                 )
 
-    def _update(self) -> None:
-        formula = self._xp.fused(self._formula, self.states)
+    def _update(self, numbers: tuple[float, ...]) -> None:
+        xp = self._xp
+        formula = xp.fused(self._formula, self.states, numbers)
         try:
             for params, flat, rest in self._runs:
                 grads = [p._node.grad.reshape(-1) for p in params]  # type: ignore[union-attr]
-                g = grads[0] if len(grads) == 1 else self._xp.concatenate(grads)
+                g = grads[0] if len(grads) == 1 else xp.concatenate(grads)
                 if flat is not None:
                     formula(flat, g, *rest)
                 else:
-                    data = params[0]._data
+                    data = lifted(params[0]._data)
                     wide = data.astype(self._dtype).reshape(-1)
                     formula(wide, g.astype(self._dtype), *rest)
                     data[...] = wide.reshape(data.shape)
@@ -141,7 +204,7 @@ class Optimizer:
         for name in self.states:
             if state[name].shape != self.state[name].shape:
                 raise ValueError(f"load_state_dict: {name} has shape {state[name].shape}, not {self.state[name].shape}")
-        self.steps, self.lr = int(state["steps"]), float(state["lr"])
+        self.steps, self._lr = int(state["steps"]), float(state["lr"])
         for name in self.states:
             arrays.put(self.state[name], ..., state[name])
 
@@ -153,7 +216,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float,
+        lr: Rate,
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -165,22 +228,29 @@ class SGD(Optimizer):
         self.states = ("velocity",) if momentum else ()
         super().__init__(params, lr)
 
-    def _formula(self, xp: Any) -> Formula:
-        lr, momentum, decay = self.lr, self.momentum, self.weight_decay
+    rates = "lr", "momentum", "weight_decay"
 
+    @property
+    def _terms(self) -> tuple[bool, ...]:
+        return bool(self.weight_decay), self.nesterov
+
+    def _numbers(self) -> tuple[float, ...]:
+        return self._lr, self.momentum, self.weight_decay
+
+    def _formula(self, xp: Any, lr: float, momentum: float, decay: float) -> Formula:  # type: ignore[override]
         def plain(p: Array, g: Array, a: Array, _b: Array) -> None:
-            if decay:
+            if self.weight_decay:
                 g = xp.add(xp.multiply(p, decay, out=a), g, out=a)
             xp.subtract(p, xp.multiply(g, lr, out=a), out=p)
 
         def with_momentum(p: Array, g: Array, v: Array, a: Array, b: Array) -> None:
-            if decay:
+            if self.weight_decay:
                 g = xp.add(xp.multiply(p, decay, out=a), g, out=a)
             xp.add(xp.multiply(v, momentum, out=v), g, out=v)
             u = xp.add(xp.multiply(v, momentum, out=b), g, out=b) if self.nesterov else v
             xp.subtract(p, xp.multiply(u, lr, out=b), out=p)
 
-        return with_momentum if momentum else plain
+        return with_momentum if self.momentum else plain
 
 
 class Adam(Optimizer):
@@ -190,12 +260,13 @@ class Adam(Optimizer):
     """
 
     states = ("m", "v")
+    rates = "beta1", "beta2", "rate", "eps", "weight_decay", "shrink"
     decoupled = False
 
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float = 1e-3,
+        lr: Rate = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -205,25 +276,30 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         super().__init__(params, lr)
 
-    def _formula(self, xp: Any) -> Formula:
-        (b1, b2), decay, decoupled = self.betas, self.weight_decay, self.decoupled
+    @property
+    def _terms(self) -> tuple[bool, ...]:
+        return (bool(self.weight_decay),)
+
+    def _numbers(self) -> tuple[float, ...]:
+        b1, b2 = self.betas
         # The state holds m / (1 - b1) and v / (1 - b2): what is left outside the quotient is one number, two passes
         # fewer
         root = math.sqrt((1 - b2**self.steps) / (1 - b2))
-        rate = self.lr * root * (1 - b1) / (1 - b1**self.steps)
-        eps = self.eps * root
-        shrink = 1 - self.lr * decay
+        rate = self._lr * root * (1 - b1) / (1 - b1**self.steps)
+        return b1, b2, rate, self.eps * root, self.weight_decay, 1 - self._lr * self.weight_decay
 
+    def _formula(  # type: ignore[override]
+        self, xp: Any, b1: float, b2: float, rate: float, eps: float, decay: float, shrink: float
+    ) -> Formula:
         def formula(p: Array, g: Array, m: Array, v: Array, a: Array, b: Array) -> None:
-            if decay and decoupled:
+            if self.weight_decay and self.decoupled:
                 xp.multiply(p, shrink, out=p)
-            elif decay:
+            elif self.weight_decay:
                 g = xp.add(xp.multiply(p, decay, out=b), g, out=b)
             xp.add(xp.multiply(m, b1, out=m), g, out=m)
             xp.add(xp.multiply(v, b2, out=v), xp.multiply(g, g, out=a), out=v)
-            xp.add(xp.sqrt(v, out=a), eps, out=a)
-            xp.multiply(xp.divide(m, a, out=a), rate, out=a)
-            xp.subtract(p, a, out=p)
+            root = xp.add(xp.sqrt(v, out=a), eps, out=a)
+            xp.subtract(p, xp.multiply(xp.divide(m, root, out=a), rate, out=a), out=p)
 
         return formula
 
@@ -236,7 +312,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float = 1e-3,
+        lr: Rate = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
@@ -260,6 +336,13 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Any:
             grads.append(p.grad)
     if any(arrays.device_of(g) != "cpu" for g in grads):
         return _clip_on_device(grads, max_norm)
+    recorder = current.get().recorder
+    if recorder is not None:
+        return recorder.host_call(lambda *grads: _clip(names, grads, max_norm), grads, result=True)
+    return _clip(names, grads, max_norm)
+
+
+def _clip(names: list[str], grads: Sequence[Array], max_norm: float) -> float:
     wide = [g.astype(arrays.result_type("float32", g.dtype), copy=False) for g in grads]  # float16 ends at 65504
     norm = _norm(wide)
     if max_norm == math.inf or norm <= max_norm:
@@ -308,10 +391,7 @@ def _check(**named: tuple[float, float, float]) -> None:
             raise ValueError(f"{name} must be {bound}, not {value!r}")
 
 
-# ---- schedules: step (0, 1, ...) -> learning rate -----------------------------------------------------------------
-
-Schedule = Callable[[int], float]
-
+# ---- schedules -----------------------------------------------------------------
 
 def constant(lr: float) -> Schedule:
     """The same rate at every step."""

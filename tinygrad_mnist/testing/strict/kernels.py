@@ -78,8 +78,8 @@ _BINARY: dict[str, Callable[[Host, Host], Any]] = {
 _LEVELS = (("||",), ("&&",), ("==", "!="), ("<", ">", "<=", ">="), ("+", "-"), ("*", "/", "%"))
 _UNARY = {"-": np.negative, "+": np.positive, "!": np.logical_not}
 _OF_FLOATS = """
-    sqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh floor ceil trunc rint fabs
-    fmin fmax fmod
+    sqrt cbrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh
+    hypot floor ceil trunc rint fabs fmin fmax fmod
 """
 _OF_ALL = {"abs": np.abs, "min": np.fmin, "max": np.fmax}  # CUDA's min and max prefer the number to NaN
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -132,6 +132,11 @@ def _number(token: str) -> _Code:
 
 # ---- reading C ----------------------------------------------------------------------------------------------------
 
+_LONGER = {
+    "unsigned long long": "uint64", "long long": "int64", "unsigned int": "uint32", "unsigned short": "uint16",
+    "unsigned char": "uint8", "signed char": "int8",
+}  # fmt: skip
+"""Types of several words."""
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _TOKEN = re.compile(
     r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fFuUlL]*|[A-Za-z_]\w*|&&|\|\||[-+*/<>=!]=|[-+*/%<>=!?:;,()]"
@@ -140,6 +145,8 @@ _TOKEN = re.compile(
 
 def _tokens(text: str) -> Iterator[str]:
     text = _COMMENT.sub(" ", text).strip()
+    for words, name in _LONGER.items():
+        text = re.sub(rf"\b{words}\b", name, text)
     while text:
         match = _TOKEN.match(text)
         if match is None:
