@@ -478,7 +478,7 @@ def test_clipping_float16_keeps_a_small_scale(device):
 
 def test_a_formula_that_no_kernel_can_be_made_of_names_the_function(device):
     class Sign(optim.SGD):
-        def _formula(self, xp):
+        def _formula(self, xp, *numbers):
             return lambda p, g, a, b: xp.subtract(p, xp.sign(g, out=a), out=p)
 
     p = on(device, [1, 2], requires_grad=True)
@@ -624,10 +624,11 @@ def test_divergence_is_noticed(device):
 # ---- waiting and uploading: recorded by the double ----------------------------------------------------------------
 
 
-def resident(recipe=RECIPE, dropout=0.0):
-    training = Training(replace(recipe, dropout=dropout), dataset(), "strict")
-    batch = next(iter(training._batches(RNG(0))))
-    return training, batch, Score(training.model.flat, recipe.batch)
+def resident(recipe=RECIPE, dropout=0.0, compiled=False):
+    """A training, what does one step of it, and the images and labels of a batch."""
+    training = Training(replace(recipe, dropout=dropout), dataset(), "strict", compile=compiled)
+    training.model.train()
+    return training, training._compiled or training.step, next(iter(training._batches(RNG(0))))
 
 
 @pytest.fixture
@@ -647,46 +648,54 @@ STEPS = {
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("backend", ["strict"], indirect=True)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("recipe", STEPS.values(), ids=STEPS)
-def test_a_step_neither_waits_nor_uploads(recipe, recorder):
-    training, batch, score = resident(recipe)
-    training._train_on(*batch, score)
+def test_a_step_neither_waits_nor_uploads(recipe, compiled, recorder):
+    training, step, batch = resident(recipe, compiled=compiled)
+    score = Score(training.model.flat, recipe.batch)
+    for _ in range(3):  # of a compiled one, the first two are captured
+        step(*batch)
     recorder.clear()
     with strict.no_sync():
-        training._train_on(*batch, score)
+        loss, right = step(*batch)
+        score.add(len(batch[1]), loss.data, right)
     assert recorder.events == []
 
 
 @pytest.mark.parametrize("backend", ["strict"], indirect=True)
-def test_dropout_uploads_its_masks_once_a_step(backend, recorder):
-    training, batch, score = resident(dropout=0.5)
-    training.model.train()
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_dropout_uploads_its_masks_once_a_step(backend, compiled, recorder):
+    _, step, batch = resident(dropout=0.5, compiled=compiled)
+    for _ in range(3):
+        step(*batch)
     recorder.clear()
     with strict.no_sync():
-        training._train_on(*batch, score)
+        step(*batch)
     assert [kind for kind, *_ in recorder.events] == ["h2d"]
 
 
 @pytest.mark.parametrize("backend", ["strict"], indirect=True)
-def test_an_epoch_uploads_its_order_and_waits_only_to_report(backend, recorder):
-    training, *_ = resident()
-    training.run_epoch(Monitor())
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_an_epoch_uploads_its_order_and_waits_only_to_report(backend, compiled, recorder):
+    training, *_ = resident(compiled=compiled)
+    for _ in range(2):
+        training.run_epoch(Monitor())
     recorder.clear()
     training.run_epoch(Monitor())
     found = {}
     for kind, what, _, place in recorder.events:
         found.setdefault(kind, []).append(f"{what} at {place}")
-    # the order of the images; loss and accuracy; whether the weights are finite; the logits of two parts
-    assert {kind: len(places) for kind, places in found.items()} == {"h2d": 1, "d2h": 4}, found
+    # the order of the images, compiled in two chunks; loss and accuracy; whether the weights are finite; the logits of
+    # two parts
+    assert {kind: len(places) for kind, places in found.items()} == {"h2d": 1 + compiled, "d2h": 4}, found
 
 
 @pytest.mark.parametrize("backend", ["strict"], indirect=True)
 def test_a_planted_wait_is_found_with_file_and_line(backend, recorder):
-    training, (images, labels), score = resident()
-    step = training.step
-    training.step = lambda loss: step(loss) if loss > 0 else None
+    _, step, batch = resident()
     with strict.no_sync(), pytest.raises(strict.HostSync, match=r"test_devices\.py:\d+: bool"):
-        training._train_on(images, labels, score)
+        if step(*batch)[0] > 0:
+            pass
 
 
 # ---- launches: counted on the pretend GPU -------------------------------------------------------------------------
@@ -721,7 +730,8 @@ def own_kernels(dtype):
     for name, make in OPTIMIZERS.items():
         optimizer = make([Tensor(np.ones(3, dtype), requires_grad=True)])
         optimizer.steps = 1
-        lines, numbers, state = arrays.fused_source(optimizer._formula, optimizer.states)
+        numbers = optimizer._numbers()
+        lines, state = arrays.fused_source(optimizer._formula, optimizer.states, len(numbers))
         kernel = arrays._compiled(arrays.cupy(), lines, len(numbers), state)
         array = np.ones(3, dtype)
         found[name] = kernel, (array, *(array.dtype.type(n) for n in numbers), *(array for _ in state))
@@ -748,15 +758,18 @@ def test_a_kernel_with_a_mistake_does_not_compile(backend):
 def test_the_kernel_of_adam_is_its_formula():
     optimizer = optim.Adam([Tensor(np.ones(3), requires_grad=True)])
     optimizer.steps = 1
-    lines, numbers, state = arrays.fused_source(optimizer._formula, optimizer.states)
+    numbers = optimizer._numbers()
+    lines, state = arrays.fused_source(optimizer._formula, optimizer.states, len(numbers))
     assert (lines, state) == (
         (
-            "m = m * c0;", "m = m + g;", "v = v * c1;", "a = g * g;", "v = v + a;", "a = sqrt(v);", "a = a + c2;",
-            "a = m / a;", "a = a * c3;", "p = p - a;",
+            "m = m * c0;", "m = m + g;", "v = v * c1;", "a = g * g;", "v = v + a;", "a = sqrt(v);", "a = a + c3;",
+            "a = m / a;", "a = a * c2;", "p = p - a;",
         ),
         ("p", "m", "v"),
     )
-    assert numbers == pytest.approx([0.9, 0.999, 1e-8, 1e-3])
+    assert dict(zip(optimizer.rates, numbers, strict=True)) == pytest.approx(
+        {"beta1": 0.9, "beta2": 0.999, "rate": 1e-3, "eps": 1e-8, "weight_decay": 0, "shrink": 1}
+    )
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
@@ -766,7 +779,7 @@ def step(recipe, parts):
     """The first step of a training."""
     training = Training(recipe, parts, "gpu")
     training.model.train()
-    training._train_on(*next(iter(training._batches(RNG(0)))), Score(training.model.flat, recipe.batch))
+    training.step(*next(iter(training._batches(RNG(0)))))
 
 
 @pytest.mark.parametrize("backend", ["cupy-pretend"], indirect=True)
@@ -780,7 +793,8 @@ def step(recipe, parts):
     ],
     ids=lambda options: options.get("activation", "relu") + str(options["layers"][1]),
 )
-def test_out_of_memory_names_a_batch_that_fits(backend, options):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_out_of_memory_names_a_batch_that_fits(backend, options, compiled):
     pool = arrays.cupy().get_default_memory_pool()
     images = np.zeros((20000, 28, 28), "uint8")
     labels = (np.arange(20000) % 10).astype("uint8")
@@ -789,11 +803,11 @@ def test_out_of_memory_names_a_batch_that_fits(backend, options):
     pool.set_limit(size=pool.used_bytes() + 120 * 2**20)
     try:
         with pytest.raises(MemoryError) as caught:
-            train(recipe, (images, labels, images[:100], labels[:100]), device="gpu")
+            train(recipe, (images, labels, images[:100], labels[:100]), device="gpu", compile=compiled)
         text = str(caught.value)
         found = re.fullmatch(
             r"(?:\w+ on .*: )?out of memory on gpu: [\d.]+ MiB asked for.*; a step with batch 20000 had [\d.]+ MiB at "
-            r"hand: a batch of (\d+) would fit", text)
+            r"hand: %sa batch of (\d+) would fit" % ("uncompiled, " * compiled), text)
         assert found, text
         del caught
         step(replace(recipe, batch=int(found[1])), (images, labels, images[:100], labels[:100]))
