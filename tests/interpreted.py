@@ -1,0 +1,96 @@
+"""Native loops without Numba: the same source as plain Python, in which every access is checked.
+
+An index outside an array is an error, and memory that nobody has written holds NaN. So this finds what compiled code
+would get away with, and takes no seconds to compile.
+"""
+
+import math
+import types
+
+import numpy as np
+
+
+class Memory:
+    """A flat array of a loop, with bounds."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def _check(self, index):
+        parts = index if isinstance(index, tuple) else (index,)
+        assert len(parts) == self.array.ndim
+        if not all(0 <= part < n for part, n in zip(parts, self.shape, strict=True)):
+            raise IndexError(f"{index} of {self.shape}")
+        return index
+
+    def __getitem__(self, index):
+        return self.array[self._check(index)]
+
+    def __setitem__(self, index, value):
+        self.array[self._check(index)] = value
+
+
+def _empty(n, dtype):
+    filler = np.nan if np.dtype(dtype).kind == "f" else 1 if np.dtype(dtype) == bool else -(2**30)
+    return Memory(np.full(n, filler, dtype))
+
+
+def _range(*bounds):
+    return range(*map(int, bounds))
+
+
+def _matrix(turned, memory, rows, columns, step):
+    array, start = memory
+    rows, columns = (columns, rows) if turned else (rows, columns)
+    assert step >= max(columns, 1)
+    assert start >= 0
+    assert rows == 0 or columns == 0 or start + (rows - 1) * step + columns <= array.array.size
+    size = array.array.itemsize
+    found = np.lib.stride_tricks.as_strided(array.array[start:], (rows, columns), (step * size, size))
+    return found.T if turned else found
+
+
+def _gemm(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+    assert order == 101
+    a, b = _matrix(ta == 112, a, m, k, lda), _matrix(tb == 112, b, k, n, ldb)
+    c = _matrix(False, c, m, n, ldc)
+    assert {a.dtype, b.dtype, c.dtype} == {alpha.dtype}
+    c[...] = alpha * (a @ b) + (beta * c if beta else 0)  # as the BLAS: with beta 0, c need not be a number
+
+
+def _exp(x):
+    return np.exp(x)
+
+
+class _Types:
+    """Numba's types, of which the signature of a loop is made: they do not matter here."""
+
+    def __call__(self, *_):
+        return self
+
+    __getattr__ = __getitem__ = __call__
+
+
+NAMES = {
+    "f32": np.float32, "f64": np.float64, "i64": np.int64, "b1": np.bool_, "LOW": 0x7FFFFFFFFFFF,
+    "ROW": 101, "KEEP": 111, "TURN": 112, "range": _range, "sgemm": _gemm, "dgemm": _gemm,
+    "ptr": lambda array, place: (array, int(place)), "exp32": _exp, "exp64": _exp,
+    "np": types.SimpleNamespace(
+        zeros=lambda n, dtype: Memory(np.zeros(n, dtype)), empty=_empty, inf=np.inf, nan=np.nan,
+        int32=np.int32, int64=np.int64, float32=np.float32, float64=np.float64,
+    ),
+    "njit": lambda *_, **__: lambda f: f, "types": _Types(),
+    "math": types.SimpleNamespace(**{name: getattr(np, name) for name in (*math.__dict__,) if hasattr(np, name)}),
+}  # fmt: skip
+
+
+def function(source):
+    """The loop of a source, and the numbers before it; not the imports and the exponentials."""
+    names = dict(NAMES)
+    exec(source[source.index("\n# numbers\n") :], names)
+
+    def loop(*arguments):
+        with np.errstate(all="ignore"):
+            names["loop"](*map(Memory, arguments))
+
+    return loop

@@ -1,0 +1,54 @@
+"""The matrix product of the BLAS that NumPy itself uses: so SciPy is not needed, and there is one pool of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_SYMBOLS = (
+    "scipy_cblas_{}gemm64_",  # the OpenBLAS of NumPy's wheels
+    "cblas_{}gemm64_",
+    "cblas_{}gemm$NEWLAPACK$ILP64",  # Apple's Accelerate
+    "cblas_{}gemm",  # what distributions build NumPy with; this one takes 32-bit integers
+)
+
+
+class Gemm(NamedTuple):
+    """Where the functions are, and the type of their integers."""
+
+    addresses: dict[str, int]  # of "s" and "d": float32 and float64
+    integer: str
+
+
+@functools.cache
+def find() -> Gemm | None:
+    """The products of NumPy's BLAS; None where it has none that could be called."""
+    for path in _libraries():
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for symbol in _SYMBOLS:
+            try:
+                functions = {kind: getattr(library, symbol.format(kind)) for kind in "sd"}
+            except AttributeError:
+                continue
+            addresses = {kind: ctypes.cast(f, ctypes.c_void_p).value or 0 for kind, f in functions.items()}
+            return Gemm(addresses, "int64" if "64" in symbol else "int32")
+    return None
+
+
+def _libraries() -> Iterator[str]:
+    """NumPy's extension module, through which the system finds what that is linked with; then the library in the wheel,
+    for Windows, which does not look further."""
+    core = sys.modules["numpy._core._multiarray_umath"]
+    yield str(core.__file__)
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        yield from map(str, sorted(folder.glob("*openblas*")))
