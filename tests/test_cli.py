@@ -25,6 +25,9 @@ from tinygrad_mnist.runs import MODEL, Run
 COMMANDS = typer.main.get_command(cli.app).commands
 
 
+pytestmark = pytest.mark.usefixtures("no_numba")  # but for the commands that tests start
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cli")
@@ -100,10 +103,11 @@ def test_train_has_every_option_of_a_recipe_with_what_it_allows_and_its_default(
 
 
 def test_train_prints_progress_then_results_and_where_they_lie(train, tmp_path):
-    code, out, err = train("--out", tmp_path / "run", "--validation", "0.2")
+    code, out, err = train("--out", tmp_path / "run", "--validation", "0.2", "--batch", 50)
     assert code == 0
-    device, first, second = err.splitlines()
+    device, steps, first, second = err.splitlines()
     assert device.startswith("device: cpu (no GPU: ")
+    assert steps == "steps: numpy (Numba is not installed: ...)"
     assert first.startswith("epoch 1/2: loss ")
     assert all(word in second for word in ("epoch 2/2", "accuracy", "validation", "test", "images/s"))
     assert out.splitlines()[0].split() == ["class", "precision", "recall", "F1", "images"]
@@ -142,14 +146,29 @@ def test_the_path_of_the_data_is_recorded_so_that_a_run_resumes_from_anywhere(ru
 
 
 def test_train_json_is_all_of_stdout(train, tmp_path):
-    code, out, err = train("--out", tmp_path / "run", "--json")
+    code, out, err = train("--out", tmp_path / "run", "--batch", 50, "--json")
     result = json.loads(out)
     assert code == 0
     assert result["run"] == str(tmp_path / "run")
-    assert (result["epochs"], result["device"]) == (2, "cpu")
+    assert (result["epochs"], result["device"], result["backend"]) == (2, "cpu", "numpy")
     assert 0 <= result["accuracy"] <= 1
     assert len(result["classes"]) == 10
     assert len(err.splitlines()) == 2
+
+
+def test_no_compile_runs_the_steps_as_they_are_written(train, run, tmp_path, monkeypatch):
+    assert "--no-compile" in run("train", "--help")[1]
+    assert train("--out", tmp_path / "one")[0] == 0
+    monkeypatch.setattr("tinygrad_mnist.compiled.compile", None)
+    code, _, err = train("--out", tmp_path / "two", "--no-compile")
+    assert (code, err.splitlines()[1]) == (0, "steps: eager (not compiled)")
+    assert (tmp_path / "one" / MODEL).read_bytes() == (tmp_path / "two" / MODEL).read_bytes()
+    assert json.loads(train("--out", tmp_path / "three", "--no-compile", "--json")[1])["backend"] == "eager"
+
+
+def test_a_run_goes_on_compiled_or_not(train, run, tmp_path):
+    assert train("--out", tmp_path / "run")[0] == 0
+    assert run("train", "--resume", tmp_path / "run", "--no-compile")[0] == 0
 
 
 def test_train_opens_no_socket(train, tmp_path, monkeypatch):

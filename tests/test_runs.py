@@ -18,6 +18,7 @@ import pytest
 from small import RECIPE, dataset, save_npz, without_times
 
 from tinygrad_mnist import serialize
+from tinygrad_mnist import train as training_module
 from tinygrad_mnist.inference import load_model
 from tinygrad_mnist.recipe import Recipe
 from tinygrad_mnist.runs import CHECKPOINT, CONFIG, MODEL, REPORT, Run, fingerprint
@@ -30,6 +31,9 @@ RESULTS = {
 
 def names(folder):
     return {path.name for path in folder.iterdir()}
+
+
+pytestmark = pytest.mark.usefixtures("no_numba")  # but for the commands that tests start
 
 
 @pytest.fixture
@@ -178,7 +182,7 @@ def test_the_same_recipe_makes_the_same_files(tmp_path, no_pictures):
 
 
 class StopAfter(Monitor):
-    """Raises an exception when this many steps are done."""
+    """Raises an exception when it has been told of this many steps, or chunks of them."""
 
     def __init__(self, steps, exception):
         self.steps, self.exception = steps, exception
@@ -190,19 +194,38 @@ class StopAfter(Monitor):
 
 
 @pytest.fixture
+def step_by_step(monkeypatch):
+    """The monitor is told of every step of a compiled training."""
+    monkeypatch.setattr(training_module, "CHUNK", 0)
+
+
+@pytest.fixture
 def whole(tmp_path, no_pictures):
     """A run that nothing interrupted."""
     train(RECIPE, dataset(), run=Run.create(RECIPE, tmp_path / "whole"))
     return tmp_path / "whole"
 
 
+@pytest.mark.usefixtures("step_by_step")
+@pytest.mark.parametrize(("before", "after"), [(True, True), (False, False), (True, False)], ids="compiled {}".format)
 @pytest.mark.parametrize("steps", [1, 7, 8, 20, 28])  # an epoch has 7
-def test_a_resumed_run_ends_bit_identical(tmp_path, whole, steps):
+def test_a_resumed_run_ends_bit_identical(tmp_path, whole, steps, before, after):
     run = Run.create(RECIPE, tmp_path / "run")
     with pytest.raises(ZeroDivisionError):
-        train(RECIPE, dataset(), run=run, monitor=StopAfter(steps, ZeroDivisionError()))
+        train(RECIPE, dataset(), run=run, monitor=StopAfter(steps, ZeroDivisionError()), compile=before)
     assert names(run.path) == {CONFIG} | ({CHECKPOINT, "metrics.csv", "metrics.jsonl"} if steps > 7 else set())
-    train(RECIPE, dataset(), run=Run.open(run.path))
+    train(RECIPE, dataset(), run=Run.open(run.path), compile=after)
+    assert_same_results(run.path, whole)
+
+
+def test_a_run_leaves_the_report_of_its_last_epoch_without_evaluating_again(tmp_path, whole, monkeypatch):
+    calls, evaluate = [], training_module.evaluate
+    monkeypatch.setattr(training_module, "evaluate", lambda *args: calls.append(args) or evaluate(*args))
+    run = Run.create(RECIPE, tmp_path / "run")
+    train(RECIPE, dataset(), run=run)
+    assert len(calls) == 2 * RECIPE.epochs  # validation and test images
+    (run.path / REPORT).unlink()
+    train(RECIPE, dataset(), run=run)  # there is nothing left to train
     assert_same_results(run.path, whole)
 
 
@@ -300,7 +323,8 @@ def test_a_checkpoint_that_is_a_dangling_link_is_no_new_beginning(whole):
         Run.open(whole).load_checkpoint()
 
 
-def test_ctrl_c_saves_the_results_of_the_whole_epochs_and_goes_on_its_way(tmp_path, no_pictures):
+@pytest.mark.usefixtures("no_pictures", "step_by_step")
+def test_ctrl_c_saves_the_results_of_the_whole_epochs_and_goes_on_its_way(tmp_path):
     run = Run.create(RECIPE, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train(RECIPE, dataset(), run=run, monitor=StopAfter(17, KeyboardInterrupt()))
@@ -310,6 +334,16 @@ def test_ctrl_c_saves_the_results_of_the_whole_epochs_and_goes_on_its_way(tmp_pa
     assert np.array_equal(load_model(run.path)[0].state_dict()["layers.0.weight"], state["model.layers.0.weight"])
 
 
+def test_ctrl_c_between_two_chunks_of_steps(tmp_path, whole):
+    run = Run.create(RECIPE, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, dataset(), run=run, monitor=StopAfter(3, KeyboardInterrupt()))  # an epoch has 2
+    assert json.loads((run.path / REPORT).read_text())["epochs"] == 1
+    train(RECIPE, dataset(), run=run)
+    assert_same_results(run.path, whole)
+
+
+@pytest.mark.usefixtures("step_by_step")
 def test_ctrl_c_in_the_first_epoch_leaves_a_run_that_can_start_again(tmp_path, whole):
     run = Run.create(RECIPE, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):

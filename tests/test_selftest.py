@@ -225,12 +225,12 @@ def test_a_wrong_kernel_of_an_optimizer_is_found(device, monkeypatch, name, text
 
 
 def wrong_batches(patch):
-    right = training_module.batches
+    right = training_module.Training._chunks
 
-    def batches(x, y, size, rng):
-        return right(x, y, size, rng if isinstance(x, np.ndarray) else np.random.default_rng(1))
+    def chunks(self, order):
+        return right(self, order if self.device == "cpu" else order[::-1].copy())
 
-    patch.setattr(training_module, "batches", batches)
+    patch.setattr(training_module.Training, "_chunks", chunks)
 
 
 def wrong_move(patch):

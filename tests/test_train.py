@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 from small import RECIPE, dataset, without_times
 
-from tinygrad_mnist import Tensor, nn
+from tinygrad_mnist import native, nn, optim
+from tinygrad_mnist import train as training_module
 from tinygrad_mnist.inference import evaluate, load_model
 from tinygrad_mnist.recipe import Recipe
 from tinygrad_mnist.runs import REPORT, Run
-from tinygrad_mnist.train import Monitor, Stream, Training, check_data, generator, train
+from tinygrad_mnist.train import CHUNK, Monitor, Stream, Training, check_data, generator, train
+
+pytestmark = pytest.mark.usefixtures("no_numba")
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """A compiled training looks up after every step."""
+    monkeypatch.setattr(training_module, "CHUNK", 0)
 
 
 def weights(training):
@@ -76,16 +85,41 @@ def test_images_stay_as_they_are():
     assert training.train_set.images.dtype == np.uint8
 
 
+class Observer(Monitor):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.images, self.by = (), ()
+
+    def batch(self, images, score):
+        self.images = (*self.images, images)
+
+    def runs(self, backend, reason):
+        self.by = (*self.by, (backend, reason))
+
+
+def images_at_once(**options):
+    observer = Observer()
+    train(replace(RECIPE, epochs=1), dataset(), monitor=observer, **options)
+    return observer.images
+
+
 def test_the_last_short_batch_is_trained_on():
-    class Counter(Monitor):
-        images = ()
+    assert images_at_once(compile=False) == (64,) * 6 + (16,)
+    assert images_at_once() == (6 * 64, 16)
 
-        def batch(self, images, score):
-            self.images = (*self.images, images)
 
-    counter = Counter()
-    train(replace(RECIPE, epochs=1), dataset(), monitor=counter)
-    assert counter.images == (64,) * 6 + (16,)
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(0, (64,) * 6 + (16,)), (2.5, (128,) * 3 + (16,)), (4, (256, 128, 16))]
+)
+def test_many_operations_are_cut_into_chunks_of_steps(monkeypatch, steps, expected):
+    monkeypatch.setattr(training_module, "CHUNK", steps * 6 * 64 * (784 * 16 + 16 + 16 * 10 + 10))
+    assert images_at_once() == expected
+
+
+def test_the_default_recipe_is_looked_after_ten_times_a_second():
+    parameters = sum((n + 1) * m for n, m in ((784, 128), (128, 64), (64, 10)))
+    assert 10 <= CHUNK / (6 * 256 * parameters) <= 40  # steps of 1 to 3 ms
 
 
 def test_the_history_tells_loss_accuracy_rate_and_speed():
@@ -96,7 +130,7 @@ def test_the_history_tells_loss_accuracy_rate_and_speed():
         "test_accuracy", "seconds", "images_per_second",
     ]
     last = training.history[-1]
-    assert last["lr"] == training.schedule(4 * 7 - 1)
+    assert last["lr"] == optim.one_cycle(RECIPE.lr, 4 * 7)(4 * 7 - 1)
     assert last["test_accuracy"] == evaluate(training.model, training.preprocess, *training.test_set).accuracy
     assert json.loads(json.dumps(training.history)) == training.history
 
@@ -110,7 +144,7 @@ def test_without_a_validation_split_there_is_no_such_column():
 
 def gradients(training, images, labels):
     training.optimizer.lr = 1e-30
-    training.step(training.loss(training.model(training.preprocess(images, training.recipe.dtype)), labels))
+    training.step(images, labels)
     return [p.grad.copy() for p in training.model.parameters()]
 
 
@@ -132,11 +166,103 @@ def test_clip_limits_the_norm_of_the_gradient():
 
 def test_mse_is_that_of_the_softmax_and_the_one_hot_labels():
     training = Training(Recipe(layers=(784, 10), loss="mse", dtype="float64"), dataset())
-    logits = np.random.default_rng(0).normal(size=(6, 10))
-    labels = np.array([3, 1, 4, 1, 5, 9], np.uint8)
+    images, labels = dataset()[0][:20], dataset()[1][:20]
+    logits = training.model(training.preprocess(images, "float64")).numpy()
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = np.mean((p - np.eye(10)[labels]) ** 2)
-    assert float(training.loss(Tensor(logits), labels)) == pytest.approx(expected, rel=1e-12)
+    assert float(training.step(images, labels)[0]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_step_gives_the_loss_without_the_penalty_and_the_right_answers_of_before():
+    images, labels = dataset()[0][:20], dataset()[1][:20]
+    recipe = Recipe(layers=(784, 10), dtype="float64")
+    plain, penalised = (Training(r, dataset()) for r in (recipe, replace(recipe, l2=10.0)))
+    expected = np.sum(plain.model(plain.preprocess(images, "float64")).numpy().argmax(axis=1) == labels)
+    found = [training.step(images, labels) for training in (plain, penalised)]
+    assert [float(loss) for loss, _ in found] == [float(found[0][0])] * 2
+    assert [int(right) for _, right in found] == [expected] * 2
+
+
+# ---- compiled or not ----------------------------------------------------------------------------------------------
+
+COMPILED = {
+    "all that SGD knows": replace(
+        RECIPE, optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, clip=0.5, l2=1e-3,
+        schedule="cosine",
+    ),
+    "Adam in float64": replace(RECIPE, dtype="float64", clip=1.0),
+    "AdamW, MSE, gelu": replace(RECIPE, optimizer="adamw", weight_decay=0.1, loss="mse", activation="gelu"),
+    "no batch is short": replace(RECIPE, batch=80),
+    "one batch": replace(RECIPE, batch=1000, schedule="constant"),
+}
+
+
+def assert_same_training(one, two):
+    assert without_times(one.history) == without_times(two.history)
+    for name, array in one.state().items():
+        assert array.tobytes() == two.state()[name].tobytes(), name
+
+
+@pytest.mark.parametrize("recipe", COMPILED.values(), ids=COMPILED)
+def test_without_numba_a_compiled_training_is_the_uncompiled_one_bit_for_bit(recipe):
+    assert_same_training(train(recipe, dataset()), train(recipe, dataset(), compile=False))
+
+
+@pytest.mark.usefixtures("step_by_step")
+def test_how_many_steps_come_at_once_makes_no_difference():
+    by_steps = train(RECIPE, dataset())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_module, "CHUNK", CHUNK)
+        assert_same_training(train(RECIPE, dataset()), by_steps)
+
+
+def test_every_epoch_draws_from_the_generator_that_the_compiled_step_has_seen():
+    training = Training(RECIPE, dataset())
+    rng = training.model.rng
+    for epoch in range(2):
+        expected = generator(RECIPE.seed, Stream.DROPOUT, epoch)
+        expected.random((400, 16), dtype="float32")
+        training.run_epoch(Monitor())
+        assert training.model.rng is rng
+        assert rng.bit_generator.state == expected.bit_generator.state
+
+
+def test_what_runs_the_steps_is_told_once_with_the_reason():
+    observer = Observer()
+    train(RECIPE, dataset(), monitor=observer)
+    assert observer.by == (("numpy", native.missing()),)
+
+
+@pytest.mark.parametrize(("compile", "reason"), [(False, "not compiled"), (True, "too few to compile")])
+def test_a_training_that_is_not_compiled_says_so(compile, reason):
+    observer = Observer()
+    train(replace(RECIPE, batch=1000, epochs=2), dataset(), monitor=observer, compile=compile)
+    assert observer.by == (("eager", reason),)
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=f"{native.missing()}")
+class TestNative:
+    """The same on native loops, which round otherwise than NumPy does."""
+
+    @pytest.fixture(autouse=True)
+    def no_numba(self):
+        """In place of the module's."""
+
+    def test_a_training_is_that_of_numpy_within_rounding_and_the_same_bits_again(self):
+        recipe = replace(RECIPE, epochs=2)
+        observer = Observer()
+        found, again = train(recipe, dataset(), monitor=observer), train(recipe, dataset())
+        assert_same_training(found, again)
+        ((backend, _),) = observer.by
+        assert backend == "numba"
+        expected = train(recipe, dataset(), compile=False)
+        np.testing.assert_allclose(weights(found), weights(expected), rtol=1e-3, atol=1e-4)
+
+    def test_a_restored_training_goes_on_bit_for_bit(self):
+        assert_goes_on(RECIPE)
+
+    def test_a_divergence_is_noticed(self):
+        test_a_loss_that_is_no_longer_finite_ends_the_training(True)
 
 
 # ---- random numbers and the split ---------------------------------------------------------------------------------
@@ -171,7 +297,10 @@ def test_the_split_is_disjoint_complete_and_of_the_seed():
     "optimizer", [{"optimizer": "sgd", "lr": 0.1, "momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "adamw"}]
 )
 def test_a_restored_training_goes_on_bit_for_bit(optimizer):
-    recipe = replace(RECIPE, **optimizer)
+    assert_goes_on(replace(RECIPE, **optimizer))
+
+
+def assert_goes_on(recipe):
     whole = train(recipe, dataset())
     first = Training(recipe, dataset())
     first.run_epoch(Monitor())
@@ -179,8 +308,7 @@ def test_a_restored_training_goes_on_bit_for_bit(optimizer):
     second.restore(first.state(), first.history)
     while len(second.history) < recipe.epochs:
         second.run_epoch(Monitor())
-    assert np.array_equal(weights(second), weights(whole))
-    assert without_times(second.history) == without_times(whole.history)
+    assert_same_training(second, whole)
 
 
 # ---- what does not fit --------------------------------------------------------------------------------------------
@@ -208,22 +336,37 @@ def test_a_run_of_another_recipe_is_refused(tmp_path):
         train(replace(RECIPE, seed=1), dataset(), run=run)
 
 
-def test_a_loss_that_is_no_longer_finite_ends_the_training():
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_loss_that_is_no_longer_finite_ends_the_training(compile):
     recipe = Recipe(layers=(784, 16, 16, 10), optimizer="sgd", lr=1e30, schedule="constant")
     with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch 1: lower lr, or set clip"):
-        train(recipe, dataset())
+        train(recipe, dataset(), compile=compile)
 
 
-def spoil(monkeypatch, value, epoch):
-    """The last step of this epoch (of 7 steps) sets every parameter to this value."""
-    steps, step = iter(range(1, 1000)), Training.step
+@pytest.mark.parametrize("options", [{"layers": (784, 16, 16, 10)}, {"clip": 1.0}, {"l2": 1e300}, {"loss": "mse"}])
+def test_a_divergence_is_told_alike_compiled_and_not(options):
+    recipe = Recipe(**{"optimizer": "sgd", "lr": 1e30, "schedule": "constant", "batch": 50, **options})
+    errors = []
+    for compile in True, False:
+        with pytest.raises(FloatingPointError, match=" in epoch 1: lower lr") as caught:
+            train(recipe, dataset(), compile=compile)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
 
-    def spoiled(self, loss):
-        step(self, loss)
-        if next(steps) == 7 * epoch:
-            self.model.flat[:] = value
 
-    monkeypatch.setattr(Training, "step", spoiled)
+class Spoil(Monitor):
+    """Sets every parameter to this value after the last step of this epoch."""
+
+    def __init__(self, value, epoch):
+        self.value, self.left = value, epoch * 400
+
+    def start(self, training):
+        self.training = training
+
+    def batch(self, images, score):
+        self.left -= images
+        if self.left == 0:
+            self.training.model.flat[:] = self.value
 
 
 @pytest.mark.parametrize(
@@ -233,11 +376,10 @@ def spoil(monkeypatch, value, epoch):
         (3e38, "the output of the model became inf or nan in epoch 4: lower lr, or set clip"),
     ],
 )
-def test_a_divergence_in_the_last_step_keeps_the_epochs_before_it(tmp_path, monkeypatch, value, message):
-    spoil(monkeypatch, value, 4)
+def test_a_divergence_in_the_last_step_keeps_the_epochs_before_it(tmp_path, value, message):
     run = Run.create(RECIPE, tmp_path / "run")
     with pytest.raises(FloatingPointError, match=f"^{message}; the results of epochs 1 to 3 are saved$"):
-        train(RECIPE, dataset(), run=run)
+        train(RECIPE, dataset(), run=run, monitor=Spoil(value, 4))
     assert json.loads((run.path / REPORT).read_text())["epochs"] == 3
     assert np.isfinite(load_model(run.path)[0].flat).all()
     assert "NaN" not in (run.path / "metrics.jsonl").read_text()

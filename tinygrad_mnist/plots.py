@@ -29,7 +29,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
     """Loss and accuracy over the epochs, on the training, validation and test images."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9.6, 4)
+    figure = new_figure(9.6, 4)
     epochs = [row["epoch"] for row in history]
     for axes, quantity, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True):
         for part, colour in COLOURS.items():
@@ -44,7 +44,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
         axes.grid(color="#e5e5e5")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def confusion(counts: NDArray[np.int64]) -> bytes:
@@ -55,7 +55,7 @@ def confusion(counts: NDArray[np.int64]) -> bytes:
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     errors = np.ma.masked_where(np.eye(classes, dtype=bool), share)
     top = max(float(errors.max() or 0), 0.1)
-    figure = _figure(7.4, 6.4)
+    figure = new_figure(7.4, 6.4)
     axes = figure.subplots()
     reds = LinearSegmentedColormap.from_list("errors", ["#ffffff", "#f6a27c", "#a50f15"])
     image = axes.imshow(errors, reds.with_extremes(bad="#e3ecf4"), vmin=0, vmax=top)
@@ -70,7 +70,7 @@ def confusion(counts: NDArray[np.int64]) -> bytes:
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9, in_layout=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def mistakes(images: NDArray[np.uint8], labels: NDArray[Any], probabilities: NDArray[Any]) -> bytes:
@@ -84,12 +84,12 @@ def mistakes(images: NDArray[np.uint8], labels: NDArray[Any], probabilities: NDA
     tile_h, tile_w = h + (h + 2) // 3, w + w // 7  # the image, room for two lines above it, a gap beside it
     paper = np.zeros((rows * tile_h, columns * tile_w), np.uint8)
 
-    figure = _figure(9.6, 6)
+    figure = new_figure(9.6, 6)
     axes = figure.subplots()
     axes.set_axis_off()
     if not len(wrong):
         axes.text(0.5, 0.5, f"All {len(labels)} images are right: there is no mistake to show.", ha="center", color=INK)
-        return _png(figure)
+        return to_png(figure)
     axes.set_title(f"{len(wrong)} of {len(labels)} images are wrong; the most confident mistakes:", color=INK)
     for i, n in enumerate(worst):
         y, x = i // columns * tile_h, i % columns * tile_w
@@ -97,20 +97,20 @@ def mistakes(images: NDArray[np.uint8], labels: NDArray[Any], probabilities: NDA
         text = f"{labels[n]} read as {predicted[n]}\n{certainty[n]:.1%}"  # in one line, long numbers would overlap
         axes.text(x + w / 2, y + tile_h - h - 1, text, ha="center", va="bottom", fontsize=8, color=INK, in_layout=False)
     axes.imshow(paper, "gray_r", vmin=0, vmax=255)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})  # the same picture is the same bytes
+    # Not savefig, which draws twice. Without a version in it, the same picture is the same bytes.
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return file.getvalue()

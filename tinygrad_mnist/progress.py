@@ -41,16 +41,25 @@ def stderr() -> IO[str]:
     return cast(IO[str], _Stderr())
 
 
-def monitor() -> Monitor:
-    """The one that suits stderr."""
-    return Bar() if stderr().isatty() else Lines()
+def monitor(brief: bool = False) -> Lines:
+    """The one that suits stderr. `brief`: it does not say what runs the steps."""
+    return Bar(brief) if stderr().isatty() else Lines(brief)
 
 
 class Lines(Monitor):
-    """A line after each epoch."""
+    """A line after each epoch, and before them one that says what runs the steps, which is also in `backend`."""
+
+    def __init__(self, brief: bool = False) -> None:
+        self.brief = brief
+        self.backend: str | None = None
 
     def start(self, training: Training) -> None:
         self.epochs = training.recipe.epochs
+
+    def runs(self, backend: str, reason: str) -> None:
+        self.backend = backend
+        if not self.brief:
+            self.show(f"steps: {backend} ({reason})")
 
     def epoch(self, row: Row) -> None:
         result = f"loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}"

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arrays, gpu, losses, nn, ops, optim, plots
+from . import arrays, compiled, gpu, losses, nn, ops, optim, plots
 from .arrays import Array
 from .core import Tensor
 from .data import Dataset, Preprocess, batches, load, mnist
-from .inference import evaluate, save_model
+from .inference import Evaluation, evaluate, save_model
 from .recipe import MNIST, Recipe
 from .runs import CONFUSION, CURVES, MISTAKES, MODEL, REPORT, Row, Run, fingerprint
 
@@ -44,6 +44,41 @@ def generator(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:
 KEPT = {"gelu": 14, "silu": 4, "softplus": 4, "leaky_relu": 4}
 """Arrays of the size of its layer that an activation keeps or needs at once; others need 2 at most."""
 
+CHUNK = 4e9
+"""Operations on floats between two looks at Ctrl-C and at the progress bar: a tenth of a second, or less."""
+
+# ---- one step -----------------------------------------------------------------------------------------------------
+
+Step = Callable[[Array, Array], tuple[Tensor, Array]]
+
+
+def _step(recipe: Recipe, preprocess: Preprocess, model: nn.MLP, optimizer: optim.Optimizer) -> Step:
+    """One step of a training on uint8 images and their labels, as a function that runs as it is, compiled, and on a GPU
+    alike. (It knows no Training: a cycle would keep the memory of one that is no longer used.)"""
+
+    def step(images: Array, labels: Array) -> tuple[Tensor, Array]:
+        """Update the parameters once; the loss before that, without the penalty, and the number of right answers."""
+        logits = model(preprocess(images, recipe.dtype))
+        loss = total = _loss(recipe, logits, labels)
+        if recipe.l2:
+            squares = [ops.square(layer.weight).sum() for layer in model.layers]
+            total = loss + recipe.l2 / 2 * sum(squares)
+        optimizer.zero_grad()
+        total.backward()
+        if recipe.clip:
+            optim.clip_grad_norm(optimizer.params, recipe.clip)
+        optimizer.step()
+        return loss, (logits.data.argmax(axis=1) == labels).sum()
+
+    return step
+
+
+def _loss(recipe: Recipe, logits: Tensor, labels: Array) -> Tensor:
+    if recipe.loss == "cross_entropy":
+        return losses.softmax_cross_entropy(logits, labels)
+    return losses.mse(ops.softmax(logits), arrays.one_hot(labels, logits.data, 1).astype(logits.dtype))
+
+
 # ---- the loop -----------------------------------------------------------------------------------------------------
 
 
@@ -53,8 +88,12 @@ class Monitor:
     def start(self, training: Training) -> None:
         """Before the first step. Epochs that a checkpoint brought are in `training.history`."""
 
+    def runs(self, backend: str, reason: str) -> None:
+        """Once, after the first steps: what they are run by, and why."""
+
     def batch(self, images: int, score: Score) -> None:
-        """After a step with this many images. `score.read()` gives loss and accuracy of the epoch so far."""
+        """After one or more steps, with the number of their images. `score.read()` gives loss and accuracy of the epoch
+        so far."""
 
     def epoch(self, row: Row) -> None:
         """After an epoch, with its row of the history; its checkpoint is written."""
@@ -74,18 +113,21 @@ class Score:
     """Loss and accuracy of an epoch so far, summed where the model computes, so that a GPU need not be waited for."""
 
     def __init__(self, like: Array, batch: int) -> None:
-        self._xp = arrays.namespace(type(like))
+        self._here = arrays.device_of(like) == "cpu"
         with arrays.on_device_of(like):
-            self._sums = self._xp.zeros(2, "float64")
+            self._sums = arrays.namespace(type(like)).zeros(2, "float64")
         self._loss, self._right = self._sums[:1], self._sums[1:]
         self._batch = batch
         self.images = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
-        """Count a step."""
-        self.images += len(labels)
-        self._loss += loss.data * (len(labels) / self._batch)  # at most 1: a large loss stays finite in its own dtype
-        self._right += self._xp.count_nonzero(logits.data.argmax(axis=1) == labels)
+    def add(self, images: int, losses: Array, right: Array) -> None:
+        """Count a step with this many images, or several such steps: then both are arrays."""
+        self.images += images * losses.size
+        losses = losses * (images / self._batch)  # at most 1: a large loss stays finite in its own dtype
+        # One after the other, so that the sum is the same bits however many steps come at once.
+        for loss in losses.reshape(-1).tolist() if self._here else [losses.sum(dtype="float64")]:
+            self._loss += loss
+        self._right += right.sum()
 
     def read(self) -> tuple[float, float]:
         """Mean loss and accuracy. It waits for the device."""
@@ -96,7 +138,7 @@ class Score:
 class Training:
     """A training in progress: model, optimizer, and the history of the epochs that are done."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, device: str = "cpu", *, compile: bool = True) -> None:
         check_data(recipe, dataset)
         self.recipe = recipe
         self.device = device
@@ -114,10 +156,13 @@ class Training:
         ).to(device)
         parts = {"train": self.train_set, "validation": self.validation_set, "test": self.test_set}
         self._resident = self._placed({name: part for name, part in parts.items() if part})
-        self.steps_per_epoch = math.ceil(len(self.train_set.images) / recipe.batch)
-        self.optimizer = _optimizer(recipe, self.model.parameters())
-        self.schedule = _schedule(recipe, recipe.epochs * self.steps_per_epoch)
+        steps = recipe.epochs * math.ceil(len(self.train_set.images) / recipe.batch)
+        self.optimizer = _optimizer(recipe, self.model.parameters(), _schedule(recipe, steps))
+        self.step = _step(recipe, self.preprocess, self.model, self.optimizer)
+        self._compiled = compiled.compile(self.step) if compile else None
+        self._told = False
         self.history: list[Row] = []
+        self.tested: Evaluation | None = None  # on the test images, after the last epoch that ran here
         self.fingerprint = fingerprint(dataset)  # a resumed run must see the same data
 
     def run_epoch(self, monitor: Monitor) -> None:
@@ -128,18 +173,23 @@ class Training:
     def _run_epoch(self, monitor: Monitor) -> None:
         recipe, epoch = self.recipe, len(self.history)
         shuffle = generator(recipe.seed, Stream.SHUFFLE, epoch)
-        self.model.rng = generator(recipe.seed, Stream.DROPOUT, epoch)
+        # Not another generator: a compiled step draws from the one that it has seen.
+        self.model.rng.bit_generator.state = generator(recipe.seed, Stream.DROPOUT, epoch).bit_generator.state
         self.model.train()
         start = time.perf_counter()
         score = Score(self.model.flat, recipe.batch)
         room = self._room()
         try:
-            for i, (images, labels) in enumerate(self._batches(shuffle)):
-                self.optimizer.lr = self.schedule(epoch * self.steps_per_epoch + i)
-                self._train_on(images, labels, score)
-                monitor.batch(len(labels), score)
+            for images, loss, right in self._steps(shuffle):
+                score.add(images, loss, right)
+                if self.device == "cpu":  # a GPU would be waited for: there, the sum of the epoch shows it too
+                    for value in loss.reshape(-1).tolist():
+                        self._check(value, "loss")
+                self._tell(monitor)
+                monitor.batch(images * right.size, score)
         except MemoryError as error:
             raise self._too_large(error, room) from None
+        self._tell(monitor, last=epoch + 1 == recipe.epochs)
         train_loss, train_accuracy = score.read()
         seconds = time.perf_counter() - start
         self._check(train_loss, "loss")
@@ -155,24 +205,55 @@ class Training:
                     found = evaluate(self.model, self.preprocess, self._images(name, part), part.labels)
                 except FloatingPointError as error:
                     raise self._diverged(str(error)) from None
-                loss_there = float(self.loss(Tensor(found.logits), found.labels))
+                loss_there = float(_loss(recipe, Tensor(found.logits), found.labels))
                 self._check(loss_there, f"{name} loss")
                 row[f"{name}_loss"] = loss_there
                 row[f"{name}_accuracy"] = found.accuracy
+                self.tested = found  # the test images come last
         rate = {"seconds": seconds, "images_per_second": score.images / seconds}
         row |= dict.fromkeys(rate) if self.emulated else rate
         self.history.append(row)
 
-    def _train_on(self, images: Array, labels: Array, score: Score) -> None:
-        logits = self.model(self.preprocess(images, self.recipe.dtype))
-        loss = self.loss(logits, labels)
-        score.add(loss, logits, labels)
-        if self.device == "cpu":  # a GPU would be waited for: there, the sum of the epoch shows it too
-            self._check(float(loss), "loss")
+    def _steps(self, rng: np.random.Generator) -> Iterator[tuple[int, Array, Array]]:
+        """Do the steps of an epoch, some at a time: for these, the images of each, the losses, and the numbers of right
+        answers."""
+        run = self._compiled
         try:
-            self.step(loss)
+            if run and "train" in self._resident:
+                part = self._resident["train"]
+                for rows in self._chunks(rng.permutation(len(part.images))):  # the order that `batches` draws
+                    loss, right = run.scan(part, rows)
+                    yield rows.shape[1], loss.data, right
+            else:
+                for images, labels in self._batches(rng):
+                    loss, right = (run or self.step)(images, labels)
+                    yield len(labels), loss.data, right
         except FloatingPointError as error:  # of clip: the gradient is not finite
             raise self._diverged(str(error)) from None
+
+    def _chunks(self, order: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The rows of an epoch in batches, as many together as take some 0.1 s; the last batch may be short."""
+        batch = self.recipe.batch
+        steps, rest = divmod(len(order), batch)
+        whole = order[: steps * batch].reshape(steps, batch)
+        at_once = max(1, int(CHUNK / (6 * batch * self.model.flat.size)))  # a parameter takes 6 for each image
+        yield from (whole[i : i + at_once] for i in range(0, steps, at_once))
+        if rest:
+            yield order[None, -rest:]
+
+    def _tell(self, monitor: Monitor, last: bool = False) -> None:
+        """Tell the monitor what runs the steps, once that is known: the first ones run as they are, to be compiled."""
+        run = self._compiled
+        if self._told or (run and run.backend == "eager" and not last):
+            return
+        if run is None:
+            backend, reason = "eager", "not compiled"
+        elif run.backend == "eager":
+            backend, reason = "eager", "too few to compile"
+        else:
+            backend, reason = run.backend, run.reason
+        monitor.runs(backend, reason)
+        self._told = True
 
     def _room(self) -> int:
         """Bytes for what one step allocates."""
@@ -190,6 +271,8 @@ class Training:
         image = self.model.flat.itemsize * (2 * first + unit * sum(rest))
         fits = (room - 2 * self.model.flat.nbytes) // image
         remedy = f"a batch of {2 ** (fits.bit_length() - 1)}" if fits > 0 else "not even a batch of 1"
+        if self._compiled:  # while a step is captured, it keeps all that it has computed
+            remedy = f"uncompiled, {remedy}"
         asked = arrays.requested(error)
         what = str(error) if asked is None else f"out of memory on {self.device}: {arrays.size(asked)} asked for"
         return MemoryError(
@@ -203,7 +286,7 @@ class Training:
             return {}
         return {name: Labelled(*(arrays.move(a, self.device) for a in part)) for name, part in parts.items()}
 
-    def _batches(self, rng: np.random.Generator) -> Iterable[tuple[Array, ...]]:
+    def _batches(self, rng: np.random.Generator) -> Iterator[tuple[Array, ...]]:
         """The training images on the device of the model, in the order that `rng` draws."""
         if "train" in self._resident:
             return batches(*self._resident["train"], self.recipe.batch, rng)
@@ -221,23 +304,6 @@ class Training:
         causes = " or ".join(["lr", *(name for name in ("l2", "weight_decay") if getattr(self.recipe, name))])
         remedy = f"lower {causes}" if self.recipe.clip else f"lower {causes}, or set clip"
         return FloatingPointError(f"{what} in epoch {len(self.history) + 1}: {remedy}")
-
-    def loss(self, logits: Tensor, labels: Array) -> Tensor:
-        """The recipe's loss, without the penalty on weights."""
-        if self.recipe.loss == "cross_entropy":
-            return losses.softmax_cross_entropy(logits, labels)
-        return losses.mse(ops.softmax(logits), arrays.one_hot(labels, logits.data, 1).astype(logits.dtype))
-
-    def step(self, loss: Tensor) -> None:
-        """One update of the parameters."""
-        if self.recipe.l2:
-            squares = [ops.square(layer.weight).sum() for layer in self.model.layers]
-            loss = loss + self.recipe.l2 / 2 * sum(squares)
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.recipe.clip:
-            optim.clip_grad_norm(self.optimizer.params, self.recipe.clip)
-        self.optimizer.step()
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The arrays from which `restore` goes on bit for bit."""
@@ -258,9 +324,11 @@ class Training:
 
 def train(
     recipe: Recipe, dataset: Dataset | None = None, *, run: Run | None = None, monitor: Monitor | None = None,
-    device: str = "cpu",
+    device: str = "cpu", compile: bool = True,
 ) -> Training:
     """Train as `recipe` says. With a `run`, go on from its checkpoint, if it has one, and leave the results in it.
+
+    `compile=False` runs each step as it is written. Without numba, that gives the same bits as a compiled one.
 
     On a GPU (`device="gpu"` or `"gpu:1"`) the data set lies there as a whole if it takes at most half of the memory
     that is free, else its batches are copied there while the GPU computes. Random numbers are those of the CPU.
@@ -272,7 +340,7 @@ def train(
         raise ValueError(f"the recipe is not that of the run in {run.path}: give train(run.recipe, run=run)")
     dataset = dataset or load_data(recipe.data)
     try:
-        training = _restored(recipe, dataset, run, device)
+        training = _restored(recipe, dataset, run, device, compile)
         _run_epochs(training, run, monitor or Monitor())
     except KeyboardInterrupt:
         _save_whole_epochs(run, recipe, dataset)
@@ -311,9 +379,11 @@ def _run_epochs(training: Training, run: Run | None, monitor: Monitor) -> None:
         monitor.stop()
 
 
-def _restored(recipe: Recipe, dataset: Dataset, run: Run | None, device: str = "cpu") -> Training:
+def _restored(
+    recipe: Recipe, dataset: Dataset, run: Run | None, device: str = "cpu", compile: bool = True
+) -> Training:
     """A training as the run's checkpoint has it, or else at its beginning."""
-    training = Training(recipe, dataset, device)
+    training = Training(recipe, dataset, device, compile=compile)
     if run and (checkpoint := run.load_checkpoint(training.fingerprint)):
         training.restore(*checkpoint)
         run.save_history(training.history)
@@ -326,7 +396,7 @@ def _restored(recipe: Recipe, dataset: Dataset, run: Run | None, device: str = "
 def save_results(run: Run, training: Training) -> None:
     """The model, its report on the test images, and the pictures."""
     save_model(run.path / MODEL, training.model, training.preprocess)
-    found = evaluate(training.model, training.preprocess, *training.test_set)
+    found = training.tested or evaluate(training.model, training.preprocess, *training.test_set)
     report = {"epochs": len(training.history), **found.report()}
     run.write(REPORT, json.dumps(report, indent=1, allow_nan=False).encode())
     run.write(CURVES, plots.curves(training.history))
@@ -372,11 +442,11 @@ def _split(recipe: Recipe, data: Labelled) -> tuple[Labelled, Labelled | None]:
     return rest, first
 
 
-def _optimizer(recipe: Recipe, params: list[Tensor]) -> optim.Optimizer:
+def _optimizer(recipe: Recipe, params: list[Tensor], lr: optim.Schedule) -> optim.Optimizer:
     if recipe.optimizer == "sgd":
-        return optim.SGD(params, recipe.lr, recipe.momentum, recipe.nesterov, recipe.weight_decay)
+        return optim.SGD(params, lr, recipe.momentum, recipe.nesterov, recipe.weight_decay)
     kind = {"adam": optim.Adam, "adamw": optim.AdamW}[recipe.optimizer]
-    return kind(params, recipe.lr, weight_decay=recipe.weight_decay)
+    return kind(params, lr, weight_decay=recipe.weight_decay)
 
 
 def _schedule(recipe: Recipe, steps: int) -> optim.Schedule:
