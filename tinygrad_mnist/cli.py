@@ -29,8 +29,10 @@ try:
     from numpy.typing import NDArray
 
     from . import arrays, data, gpu, progress
+    from .bench.cli import app as bench
     from .data import idx
     from .data.files import open_file
+    from .explain_cli import explain
     from .inference import evaluate, load_model, predict, probabilities, versions
     from .recipe import MNIST, Recipe
     from .runs import REPORT, Run
@@ -40,6 +42,8 @@ except KeyboardInterrupt:  # importing takes long enough to be interrupted
     sys.exit(130)
 
 app = typer.Typer(name="tinygrad-mnist", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(bench, name="bench")
+app.command()(explain)
 
 INCONCLUSIVE = 3
 INTERRUPTED, UNREAD = 130, 141  # as the shell counts them: 128 + SIGINT, 128 + SIGPIPE
@@ -49,6 +53,7 @@ THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 Row = TypeVar("Row")
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, gpu, gpu:N, or auto: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Compile = Annotated[bool, typer.Option(help="Compile the steps of the training, or run them as they are written.")]
 Model = Annotated[Path, typer.Argument(help="A model file (.safetensors) or the folder of a run.", show_default=False)]
 
 
@@ -114,7 +119,7 @@ def _describe() -> None:
 # ---- train --------------------------------------------------------------------------------------------------------
 
 
-def _with_recipe_options(command: Callable[..., int]) -> Callable[..., int]:
+def _with_recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Put one option for each field of Recipe in place of the command's `**options`; None where it is not given."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
@@ -164,6 +169,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The folder for the run.  [default: runs/<date>-<time>]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, bit for bit.")] = None,
     device: Device = "auto",
+    compile: Compile = True,
     as_json: Json = False,
     **options: Any,
 ) -> int:
@@ -194,10 +200,11 @@ def train(
         folder = Run.create(recipe, out)
     if (device == "auto" or chosen != "cpu") and not as_json:
         print(f"device: {chosen} ({reason})", file=progress.stderr(), flush=True)
+    monitor = progress.monitor(brief=as_json)
     resume_hint = f"to go on: tinygrad-mnist train --resume {shlex.quote(str(folder.path))}"
     try:
         with arrays.explaining("training", chosen):
-            train_run(folder.recipe, dataset, run=folder, monitor=progress.monitor(), device=chosen)
+            train_run(folder.recipe, dataset, run=folder, monitor=monitor, device=chosen, compile=compile)
         code = 0
     except KeyboardInterrupt:
         print(f"stopped; {resume_hint}", file=progress.stderr(), flush=True)
@@ -209,11 +216,37 @@ def train(
     if (folder.path / REPORT).exists():
         report = json.loads((folder.path / REPORT).read_text(encoding="utf-8"))
         if as_json:
-            _print_json({"run": str(folder.path), "device": chosen, "emulated": gpu.emulated(chosen), **report})
+            where = {"device": chosen, "emulated": gpu.emulated(chosen), "backend": monitor.backend}
+            _print_json({"run": str(folder.path), **where, **report})
         else:
             _print_report(report)
             print(f"Model, metrics and pictures: {folder.path}")
     return code
+
+
+@app.command()
+@_with_recipe_options
+def export(
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The script.")] = Path("train_mnist.py"),
+    config: Annotated[Path | None, typer.Option(help="A TOML file of options; those given here override it.")] = None,
+    cupy: Annotated[bool, typer.Option("--cupy", help="Write CuPy instead of NumPy.")] = False,
+    **options: Any,
+) -> None:
+    """Write a training as one script that needs NumPy (or CuPy) alone, and gives the same weights.
+
+    The data go into a file beside it.
+
+    \b
+    Examples:
+      tinygrad-mnist export && python train_mnist.py
+      tinygrad-mnist export --layers 784,256,10 --activation tanh --optimizer sgd --lr 0.1 -o tanh.py
+    """
+    from .export import write  # with what captures
+
+    given = {name: value for name, value in options.items() if value is not None}
+    for path in write(_recipe(config, given), out, cupy=cupy):
+        print(path)
 
 
 # ---- evaluate, predict, info --------------------------------------------------------------------------------------
