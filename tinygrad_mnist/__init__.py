@@ -22,23 +22,28 @@ from .ops import leaky_relu, log_softmax, logsumexp, primitive, relu, sigmoid, s
 from .serialize import load, save
 
 __all__ = [
-    "Tensor", "detect_anomaly", "dropout", "enable_grad", "functional", "grad", "hessian", "hvp", "jacobian", "jvp",
-    "leaky_relu", "load", "log_softmax", "logsumexp", "losses", "mse", "nn", "no_grad", "numpy_api", "ops", "optim",
-    "primitive", "relu", "save", "serialize", "show", "sigmoid", "softmax", "softmax_cross_entropy", "softplus", "tanh",
-    "value_and_grad", "vjp",
+    "Tensor", "compile", "detect_anomaly", "dropout", "enable_grad", "explain", "functional", "grad", "hessian",
+    "hvp", "jacobian", "jvp", "leaky_relu", "load", "log_softmax", "logsumexp", "losses", "mse", "nn", "no_grad",
+    "numpy_api", "ops", "optim", "primitive", "relu", "save", "serialize", "show", "sigmoid", "softmax",
+    "softmax_cross_entropy", "softplus", "tanh", "value_and_grad", "vjp",
 ]
+
+
+# What a program that does not use it need not import.
+_LATER = {"data": ".data", "compile": ".compiled", "explain": ".explanation"}
 
 
 def __getattr__(name: str) -> Any:
     """Every function on Tensors by NumPy's name: `tinygrad_mnist.where`, `tinygrad_mnist.concatenate`, ..."""
-    if name == "data":  # 10 ms of imports that a program without data need not pay
+    if name in _LATER:
         import importlib
 
-        return importlib.import_module(".data", __name__)
+        module = importlib.import_module(_LATER[name], __name__)
+        return getattr(module, name, module)
     if not name.startswith("_") and name in vars(_F):
         return getattr(_F, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(name for name in vars(_F) if not name.startswith("_"))})
+    return sorted({*globals(), *_LATER, *(name for name in vars(_F) if not name.startswith("_"))})

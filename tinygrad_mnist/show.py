@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import arrays
-from .core import Leaf, Tensor
+from .core import Tensor
+from .leaf import Leaf
 
 
 def text(t: Tensor, *, depth: int | None = None) -> str:
