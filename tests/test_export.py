@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+import small
 
-from tests import small
 from tinygrad_mnist.export import script, write
 from tinygrad_mnist.recipe import Recipe
 from tinygrad_mnist.train import train
