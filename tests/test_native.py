@@ -519,6 +519,14 @@ def test_reasons(checked, make, message):
     assert re.search(message, reason(make, data(), orders(7)))
 
 
+def test_a_program_that_would_take_minutes_to_compile_runs_on_numpy():
+    step, _ = training(sizes=(6, *[4] * 60, 3))()
+    compiled = tinygrad_mnist.compile(step)
+    compiled.scan(data(), orders(7))
+    assert compiled.backend == "numpy"
+    assert re.fullmatch(r"\d+ instructions would take long to compile", compiled.reason)
+
+
 def test_gradients_that_add_up_run_on_numpy():
     step, _ = accumulating()
     compiled = tinygrad_mnist.compile(step)

@@ -27,6 +27,8 @@ Array = Any
 
 ROWS = 2048
 """From this batch on, a single call is worth native code: blocks of rows stay in the cache."""
+LONGEST = 250
+"""Instructions of a program that Numba compiles in seconds; one of a hundred layers would take it minutes."""
 DRAWS = 1 << 22
 """Random numbers that are drawn at once: 16 MB."""
 
@@ -49,6 +51,8 @@ def warn_once(problem: str) -> None:
 
 def unsupported(program: Program) -> str | None:
     """Why a program has no native loop, or None."""
+    if len(program.instructions) > LONGEST:
+        return f"{len(program.instructions)} instructions would take long to compile"
     for i in program.instructions:
         if i.op == "call" and "due" not in i.params:
             return f"{i.site.op or 'a call'} at {i.site.line} runs on the host at every step"
