@@ -239,7 +239,7 @@ def export(
 
     \b
     Examples:
-      tinygrad-mnist export && python train_mnist.py
+      tinygrad-mnist export
       tinygrad-mnist export --layers 784,256,10 --activation tanh --optimizer sgd --lr 0.1 -o tanh.py
     """
     from .export import write  # with what captures

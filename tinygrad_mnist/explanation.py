@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import CellType, FunctionType
 from typing import Any
 
@@ -166,7 +166,8 @@ def _captured(
         recorder: Recorder = current.get().recorder
         args = tuple(tree_map(differentiable, a) if k in chosen else a for k, a in enumerate(args))
         with enable_grad():
-            with _watching(run, recorder):
+            # a network has no lines of a user; what else may run meanwhile, such as finalizers, is not to be watched
+            with _watching(run, recorder) if lift else nullcontext():
                 y = (_lifted(f, run, recorder) if lift else f)(*args)
             if not isinstance(y, (Tensor, Symbol)) or (y.size != 1 and gradients):
                 what = f"one of shape {y.shape}" if isinstance(y, (Tensor, Symbol)) else type(y).__name__
@@ -225,7 +226,8 @@ def _parameters(f: Callable[..., Any], count: int) -> list[str]:
 @contextmanager
 def _watching(run: Run, recorder: Recorder) -> Iterator[None]:
     """Learn, while `f` runs, the user's names and which of its lines computes what."""
-    package = __name__.partition(".")[0]
+    # not the user's; the standard library's come with imports and finalizers, at any time
+    foreign = {__name__.partition(".")[0], "numpy", *sys.stdlib_module_names} - {"__main__"}
     inside = False  # what appears now was made by the function
 
     def note(name: str, value: Any, names: dict[Value, str], depth: int = 0) -> None:
@@ -264,7 +266,7 @@ def _watching(run: Run, recorder: Recorder) -> Iterator[None]:
         return local
 
     def called(frame: Any, event: str, arg: Any) -> Any:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in (package, "numpy"):
+        if frame.f_globals.get("__name__", "").partition(".")[0] in foreign:
             return None
         nonlocal inside
         run.code, inside = run.code or frame.f_code, False
@@ -275,6 +277,7 @@ def _watching(run: Run, recorder: Recorder) -> Iterator[None]:
             scan(frame)
         return local
 
+    run.code = getattr(run.f, "__code__", None)
     before = sys.gettrace()
     sys.settrace(called)
     try:

@@ -31,7 +31,13 @@ class _RunByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_RunByDefault, add_completion=False, rich_markup_mode=None,
-    help="Measure this package, its peers and the bare matrix products in turns, on this machine.",
+    help="""Measure this package, its peers and the bare matrix products in turns, on this machine.
+
+    \b
+    Examples:
+      tinygrad-mnist bench --rows adam128,sgd1 --out results
+      tinygrad-mnist bench compare before/bench.json after/bench.json
+    """,
 )
 
 
