@@ -301,7 +301,7 @@ def test_losses_by_hand(checked, case, size, optimizer):
 @pytest.mark.parametrize("size", [3, 7, 20, 64])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_inputs_that_are_zero_in_a_whole_batch(checked, monkeypatch, optimizer, size, rim):
-    for name, value in {"WIDE": 3, "ROWS": 5}.items():
+    for name, value in {"WIDE": 3, "TALL": 5}.items():
         monkeypatch.setattr(products, name, value)
     x, y = data()
     x[:, :rim] = 0
@@ -312,7 +312,7 @@ def test_inputs_that_are_zero_in_a_whole_batch(checked, monkeypatch, optimizer, 
 
 
 def test_inputs_that_are_zero_in_a_batch_but_for_what_is_no_number(checked, monkeypatch):
-    for name, value in {"WIDE": 3, "ROWS": 5}.items():
+    for name, value in {"WIDE": 3, "TALL": 5}.items():
         monkeypatch.setattr(products, name, value)
     x, y = data()
     x[:, :2], x[3, 0] = 0, np.nan

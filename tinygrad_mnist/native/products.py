@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 from ..program import Instruction, Value
-from .batch import ROWS as ROWS_FIRST
-from .batch import TOTAL, Batch, Unsupported
+from .batch import ROWS, TOTAL, Batch, Unsupported
 from .places import Layout, Places, cast, nested, number, plus, type_of, up
 from .units import Plan, Ride, Unit, reads, touched
 
 UNROLL = 4
 """Rows of a weight that one pass over the result adds."""
-WIDE, NARROW, ROWS = 256, 256, 64
+WIDE, NARROW, TALL = 256, 256, 64
 """Inputs that are zero in all rows of a batch are looked for where there are so many inputs, at most so many results,
 and so many rows: else the copies take longer than the products."""
 FEW = 0.8
@@ -40,7 +39,7 @@ class Products:
         place = self.places.layout(i.out)
         over_rows = self.batch[i.out] == TOTAL and self.batch.by_row(b)
         beta = "beta" if over_rows else "0"
-        self._blas(a, b, f"ptr({place.name}, {place.start})", "1", beta)
+        self._blas(a, b, place, "1", beta)
 
     def ride(self, ride: Ride) -> None:
         """The update of a parameter by its gradient, or by the product that is its gradient."""
@@ -55,12 +54,12 @@ class Products:
         elif self.batch.single and ride.product[0].shape[1] == 1:
             self._rank_one(ride.product[0], ride.product[1], Layout(layout.name, str(start), ()), rate)
         else:
-            self._blas(*ride.product, f"ptr({layout.name}, {start})", f"-{rate}", "1")
+            self._blas(*ride.product, layout._replace(start=str(start)), f"-{rate}", "1")
 
     # -- the BLAS
 
-    def _blas(self, a: Value, b: Value, c: str, alpha: str, beta: str) -> None:
-        """c = alpha a @ b + beta c, where `c` is a pointer to a contiguous matrix."""
+    def _blas(self, a: Value, b: Value, place: Layout, alpha: str, beta: str) -> None:
+        """c = alpha a @ b + beta c, where `c` is the contiguous matrix at a place."""
         kind = type_of(a.dtype)
         if a.dtype != b.dtype or kind not in ("f32", "f64"):
             raise Unsupported("a product of other numbers than float32 or float64")
@@ -76,12 +75,12 @@ class Products:
         gemm, depth = "sgemm" if kind == "f32" else "dgemm", "nb" if over_rows else inner
         call = (
             f"{gemm}(ROW, {left}, {right}, {rows}, {columns}, {depth}, {kind}({alpha}), {pa}, {lda}, {pb}, {ldb}, "
-            f"{kind}({beta}), {c}, {columns})"
+            f"{kind}({beta}), ptr({place.name}, {place.start}), {columns})"
         )
         x = self._behind(a)
         if self._may_have_empty_columns(x, b):
             name = self._listed_columns(x)
-            few = self._product_of_few(name, gemm, x, b, c, alpha, beta, over_rows)
+            few = self._product_of_few(name, gemm, x, b, place, alpha, beta, over_rows)
             self.places.emit(f"if few{name}:", *(f"    {line}" for line in few), "else:")
             call = f"    {call}"
         self.places.emit(call)
@@ -90,7 +89,7 @@ class Products:
 
     def _may_have_empty_columns(self, x: Value, b: Value) -> bool:
         """True where the columns of the batch `x` are looked at before a product of it, or its transpose, with `b`."""
-        if self.batch.single or self.batch[x] != ROWS_FIRST or len(x.shape) != 2 or len(b.shape) != 2:
+        if self.batch.single or self.batch[x] != ROWS or len(x.shape) != 2 or len(b.shape) != 2:
             return False
         whole = b.root is b if b.array is None else b.array.flags.c_contiguous
         return x.shape[1] >= WIDE and b.shape[1] <= NARROW and whole and self._sparse(x, relu=False)
@@ -127,7 +126,7 @@ class Products:
             f"few{name}_ = 0", f"for j in range({width}):", f"    col{name}[few{name}_] = j",
             f"    few{name}_ += seen{name}[j]",
             f"few{name}_ = max(few{name}_, 1)",  # gemm takes no empty matrix
-            f"few{name} = few{name}_ <= {int(FEW * width)} and nb >= {ROWS}",
+            f"few{name} = few{name}_ <= {int(FEW * width)} and nb >= {TALL}",
             f"if few{name}:", "    for i in range(nb):",
             f"        row, o0 = {row}, i * few{name}_", f"        for j in range(few{name}_):",
             f"            xc{name}[o0 + j] = {source}[row + (col{name}[j] & LOW)]",
@@ -140,14 +139,14 @@ class Products:
         return found or self.list_columns(x, layout.name, plus(layout.start, f"i * {x.shape[1]}"))
 
     def _product_of_few(
-        self, name: str, gemm: str, x: Value, b: Value, c: str, alpha: str, beta: str, over_rows: bool
+        self, name: str, gemm: str, x: Value, b: Value, place: Layout, alpha: str, beta: str, over_rows: bool
     ) -> list[str]:
         """c = alpha a @ b + beta c, where `a` is x or its transpose, with the columns of x that are not zero."""
         kind, columns = type_of(x.dtype), b.shape[1]
         layout = self.places.layout(b)
         part = f"part{name}_{len(self.places.buffers)}"
         self.places.buffers.append(f"{part} = np.empty({x.shape[1] * columns}, {kind})")
-        count, pointer = f"few{name}_", c.removeprefix("ptr(").removesuffix(")").split(", ")
+        count = f"few{name}_"
         each = [f"for p in range({count}):", f"    o0 = (col{name}[p] & LOW) * {columns}"]
         each.append(f"    for j in range({columns}):")
         if not over_rows:
@@ -155,9 +154,9 @@ class Products:
             return [
                 *each, f"        {part}[p * {columns} + j] = {source}",
                 f"{gemm}(ROW, KEEP, KEEP, nb, {columns}, {count}, {kind}({alpha}), ptr(xc{name}, 0), {count}, "
-                f"ptr({part}, 0), {columns}, {kind}({beta}), {c}, {columns})",
+                f"ptr({part}, 0), {columns}, {kind}({beta}), ptr({place.name}, {place.start}), {columns})",
             ]  # fmt: skip
-        into = f"{pointer[0]}[{plus(pointer[1], 'o0 + j')}]"
+        into = f"{place.name}[{plus(place.start, 'o0 + j')}]"
         added = [*each, f"        {into} += {part}[p * {columns} + j]"]
         spread = [
             "p = 0", f"for q in range({x.shape[1]}):", f"    o0 = q * {columns}", f"    if seen{name}[q] != 0:",
