@@ -1,16 +1,27 @@
-"""A data set and a recipe on which a run takes a moment."""
+"""A data set and a recipe on which a run takes a moment, and optimizers for a few steps."""
 
 from functools import cache
 
 import numpy as np
 
-from tinygrad_mnist import data
+from tinygrad_mnist import data, optim
 from tinygrad_mnist.recipe import Recipe
 
 RECIPE = Recipe(layers=(784, 16, 10), dropout=0.1, batch=64, epochs=4, validation=0.2)
 """With all that must survive an interruption: dropout, schedule, optimizer state, split, a last batch that is short."""
 
 TIMES = ("seconds", "images_per_second")
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, 0.1),
+    "decay": lambda p: optim.SGD(p, 0.1, weight_decay=0.01),
+    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9),
+    "nesterov": lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda p: optim.Adam(p, 0.01),
+    "adam_l2": lambda p: optim.Adam(p, 0.01, weight_decay=0.1),
+    "adamw": lambda p: optim.AdamW(p, 0.01),
+}
+"""Every form that an update can take: makers of an optimizer for some parameters."""
 
 
 @cache

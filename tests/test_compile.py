@@ -9,6 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
+import small
 
 import tinygrad_mnist
 from tinygrad_mnist import Tensor, detect_anomaly, functional, losses, nn, no_grad, optim
@@ -135,13 +136,7 @@ def test_derivative_of_a_compiled_function():
 # ---- whole steps
 
 OPTIMIZERS = {
-    "sgd": lambda p: optim.SGD(p, 0.1),
-    "decay": lambda p: optim.SGD(p, 0.1, weight_decay=0.01),
-    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9),
-    "nesterov": lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": lambda p: optim.Adam(p, 0.01),
-    "adam_l2": lambda p: optim.Adam(p, 0.01, weight_decay=0.1),
-    "adamw": lambda p: optim.AdamW(p, 0.01),
+    **small.OPTIMIZERS,
     "schedule": lambda p: optim.SGD(p, optim.one_cycle(0.1, 6)),
     "adam_schedule": lambda p: optim.Adam(p, optim.one_cycle(0.01, 6)),
 }

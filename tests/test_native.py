@@ -14,6 +14,7 @@ import warnings
 import interpreted
 import numpy as np
 import pytest
+import small
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,13 +27,7 @@ from tinygrad_mnist.native import batch, blas, cache, preamble, products, units
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"{native.missing()}")
 
 OPTIMIZERS = {
-    "sgd": lambda p: optim.SGD(p, 0.1),
-    "decay": lambda p: optim.SGD(p, 0.1, weight_decay=0.01),
-    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9),
-    "nesterov": lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adam": lambda p: optim.Adam(p, 0.01),
-    "adam_l2": lambda p: optim.Adam(p, 0.01, weight_decay=0.1),
-    "adamw": lambda p: optim.AdamW(p, 0.01),
+    **small.OPTIMIZERS,
     "schedule": lambda p: optim.SGD(p, optim.one_cycle(0.1, 60)),
 }
 LENGTH = 40
