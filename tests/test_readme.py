@@ -77,8 +77,9 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_into_the_repository_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
-    places = page.parent, Path(tinygrad_mnist.__file__).parent.parent  # the package may be an installed one
-    assert [link for link in links if "://" not in link and not any((at / link).exists() for at in places)] == []
+    files = [(page.parent / link).resolve().relative_to(ROOT) for link in links if "://" not in link]
+    places = ROOT, Path(tinygrad_mnist.__file__).parent.parent  # the package may be an installed one
+    assert [file for file in files if not any((at / file).exists() for at in places)] == []
 
 
 def test_readme_lists_operations_that_exist():
