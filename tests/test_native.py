@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinygrad_mnist
-from tinygrad_mnist import Tensor, functional, losses, native, nn, optim
+from tinygrad_mnist import Tensor, capture, functional, losses, native, nn, optim
+from tinygrad_mnist import compiled as compiled_module
 from tinygrad_mnist.core import F
 from tinygrad_mnist.data import Preprocess
 from tinygrad_mnist.native import batch, blas, cache, preamble, products, units
@@ -133,7 +134,7 @@ def reason(make, arrays, order):
 @pytest.fixture
 def checked(monkeypatch):
     """Loops run as plain Python, in blocks of 8 rows."""
-    monkeypatch.setattr(cache, "function", interpreted.function)
+    interpreted.instead(monkeypatch)
     monkeypatch.setattr(units, "BLOCK", 8)
 
 
@@ -455,7 +456,7 @@ def test_random_networks(layers, size, optimizer, end):
         return step, weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "function", interpreted.function)
+        interpreted.instead(patch)
         patch.setattr(units, "BLOCK", 4)
         agree(make, (x, y), orders(size, 2, 20), 1e-9, calls=False)
 
@@ -872,17 +873,106 @@ def test_threads_share_a_loop(mnist):
     assert all(f == found[0] for f in found)
 
 
+# ---- large results on the way, while a loop is captured
+
+
+def captures(step, x):
+    """What becomes of calls of a step, and the same as it is."""
+    compiled = tinygrad_mnist.compile(step, backend="numba")
+    return flat([compiled(x), compiled(x)]), flat([step(x), step(x)]), compiled
+
+
+@pytest.mark.parametrize("large", [1, 1 << 25])
+def test_a_first_call_of_many_rows_is_native_and_right(monkeypatch, large):
+    monkeypatch.setattr(capture, "LARGE", large)
+    W = Tensor(np.linspace(-1, 1, 12).reshape(4, 3), requires_grad=True)
+    x = np.random.default_rng(0).random((native.ROWS, 4)) + 0.5
+
+    def step(x):  # of zeros, the logarithm and the quotient are no numbers: nobody is to hear of that
+        z = F.log(F.exp(x @ W))
+        return (z / z * z).mean(axis=0)
+
+    found, expected, compiled = captures(step, x)
+    close(found, expected, 1e-12)
+    assert (compiled.backend, len(compiled._reasons)) == ("numba", 0)
+
+
+def test_zeros_that_stand_for_large_results_keep_only_their_shape(monkeypatch):
+    monkeypatch.setattr(capture, "LARGE", 1)
+    seen = []
+    real = capture.Recorder.make
+
+    def make(*args):
+        symbol = real(*args)
+        seen.append(symbol.example.tolist())
+        return symbol
+
+    monkeypatch.setattr(capture.Recorder, "make", make)
+    for keep, numbers in ((False, [[0, 0, 0], [0, 0, 0], 0]), (True, [[2, 2, 2], [3, 3, 3], 9])):
+        seen.clear()
+        capture.record(lambda x: (x * 2 + 1).sum(), (Tensor(np.ones(3)),), {}, keep=keep)
+        assert seen == numbers
+
+
+def test_a_function_that_zeros_mislead(monkeypatch):
+    """It is captured with all numbers: a mask that is true in as many places, and an index within its range."""
+    monkeypatch.setattr(capture, "LARGE", 1)
+    x = np.random.default_rng(0).normal(size=(native.ROWS, 2))
+    table = Tensor(np.arange(10.0))
+    for step in (lambda x: (x * 2)[x * 3 > 0].sum(), lambda x: table[(x * 0 - 3).astype(int) + 3 - 3].sum()):
+        compiled = tinygrad_mnist.compile(step)
+        for _ in range(3):
+            close(compiled(Tensor(x)), step(Tensor(x)), 1e-12)
+
+
+def test_a_mistake_in_a_large_call_is_raised_once_and_undone(monkeypatch):
+    monkeypatch.setattr(capture, "LARGE", 1)
+    W = Tensor(np.ones((2, 3)), requires_grad=True)
+    opt = optim.SGD([W], 0.1)
+
+    def step(x):
+        loss = (x @ W).sum()
+        loss.backward()
+        opt.step()
+        return loss.reshape(7)
+
+    with pytest.raises(ValueError, match="reshape"):
+        tinygrad_mnist.compile(step)(np.ones((native.ROWS, 2)))
+    assert (W.data == 1).all()
+    assert opt.steps == 0
+
+
+def test_a_scan_past_the_limit_of_captures_makes_its_steps_once(monkeypatch):
+    monkeypatch.setattr(compiled_module, "LIMIT", 3)
+    W = Tensor(np.zeros(2), requires_grad=True)
+    count = iter(range(1000))
+
+    def step(x):
+        loss = ((x @ W) * float(next(count))).sum()  # new at every call
+        W.data += 1
+        return loss
+
+    compiled = tinygrad_mnist.compile(step)
+    for k in range(1, 4):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled.scan((np.ones((4, 2)),), [[0, 1], [2, 3]])
+        assert W.data.tolist() == [2.0 * k, 2.0 * k]
+    assert compiled.reason == "captured too often"
+
+
 # ---- the cache
 
 SCRIPT = """
+import sys
 import numpy as np, tinygrad_mnist
 from tinygrad_mnist import Tensor
 W = Tensor(np.ones((3, 2)), requires_grad=True)
 f = tinygrad_mnist.compile(lambda x: (x @ W).sum(axis=1), backend="numba")
 found = f.scan((np.ones((4, 3)),), [[0, 1]])
-print(f.backend, found.data.tolist())
+print(f.backend, found.data.tolist(), "compiled" if "numba" in sys.modules else "loaded")
 """
-RESULT = "numba [[6.0, 6.0]]"
+COMPILED, LOADED = (f"numba [[6.0, 6.0]] {how}" for how in ("compiled", "loaded"))
 
 
 def run(folder, **more):
@@ -901,33 +991,44 @@ def state_of(folder):
 
 
 def test_the_cache(tmp_path):
-    """Two processes at once; a third that compiles nothing; and what becomes of damaged files."""
+    """Two processes at once; a third that compiles nothing and needs no Numba; and what becomes of damaged files."""
     folder = tmp_path / "cache"
-    assert [output(p) for p in (run(folder), run(folder))] == [RESULT] * 2
+    assert [output(p) for p in (run(folder), run(folder))] == [COMPILED] * 2
     before = state_of(folder)
-    assert {path.suffix for path in before} >= {".py", ".nbi", ".nbc"}
-    assert output(run(folder)) == RESULT
+    assert {path.suffix for path in before} == {".o"}
+    assert output(run(folder)) == LOADED
     assert state_of(folder) == before
-    for suffix in (".nbi", ".nbc", ".py"):
-        for path in folder.rglob(f"loop_*{suffix}"):
-            path.write_bytes(b"damaged")
-    assert output(run(folder)) == RESULT
-    assert all(path.read_bytes() != b"damaged" for path in folder.rglob("loop_*.py"))
+    for damage in (lambda b: b"", lambda b: b[:40], lambda b: b[:-1], lambda b: b[:99] + bytes([b[99] ^ 1]) + b[100:]):
+        for path in before:
+            (folder / path).write_bytes(damage((folder / path).read_bytes()))
+        assert output(run(folder)) == COMPILED
+        assert state_of(folder).keys() == before.keys()
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     file = tmp_path / "file"
     file.write_text("in the way of a folder")
-    assert output(run(file, TMPDIR=str(tmp_path))) == RESULT
-    assert [*tmp_path.glob("tinygrad_mnist_*/loop_*.py")]
+    assert output(run(file, TMPDIR=str(tmp_path))) == COMPILED
+    assert [*tmp_path.glob("tinygrad_mnist_*/loop_*.o")]
 
 
-def test_old_sources_go(tmp_path, monkeypatch):
+def test_old_files_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYGRAD_MNIST_CACHE", str(tmp_path))
     monkeypatch.setattr(cache, "KEEP", 3)
     for k in range(5):
-        path = cache._written(tmp_path, f"loop_{k}", f"# {k}")
-        os.utime(path, (k, k))
-    assert sorted(path.name for path in tmp_path.glob("*.py")) == ["loop_2.py", "loop_3.py", "loop_4.py"]
+        cache._keep(f"loop_{k}.o", b"code")
+        os.utime(tmp_path / f"loop_{k}.o", (k, k))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop_2.o", "loop_3.o", "loop_4.o"]
+    assert cache._kept("loop_4.o") == b"code"
+
+
+def test_code_that_calls_what_only_numba_has(tmp_path, monkeypatch):
+    """Without Numba it would end the process."""
+    monkeypatch.setenv("TINYGRAD_MNIST_CACHE", str(tmp_path))
+    text = "def loop(n, a):\n    a[0] = math.gamma(a[0])\n"
+    with pytest.raises(NotImplementedError, match="compiled code calls .*gamma"):
+        cache.function.__wrapped__(preamble.source(text, ["int64", "float64*"], set(), "int64"))
+    assert not [*tmp_path.iterdir()]
 
 
 # ---- the BLAS
@@ -945,8 +1046,7 @@ def test_a_blas_of_small_integers_compiles(tmp_path, monkeypatch):
     """The text for such a library; it is not called."""
     monkeypatch.setenv("TINYGRAD_MNIST_CACHE", str(tmp_path))
     call = "sgemm(ROW, KEEP, TURN, n, 3, n, f32(1), ptr(a, 0), 3, ptr(a, 0), n, f32(0), ptr(a, 0), 3)"
-    text = f"def loop(a):\n    n = a.shape[0]\n    {call}\n"
-    cache.function.__wrapped__(preamble.source(text, "types.void(types.float32[::1])", set(), "int32"))
+    cache.function.__wrapped__(preamble.source(f"def loop(n, a):\n    {call}\n", ["int64", "float32*"], set(), "int32"))
 
 
 def test_roles_in_words():
@@ -972,5 +1072,3 @@ def test_no_warnings_where_nothing_is_wrong(checked):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         agree(training(), data(), orders(7))
-
-

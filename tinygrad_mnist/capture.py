@@ -29,9 +29,16 @@ from .leaf import Leaf
 from .modes import current, recording
 from .program import Instruction, Program, Site, Slot, Value
 
+LARGE = 1 << 25
+"""Bytes from which on zeros come from the system, and take no memory before they are written."""
+
 
 class CaptureError(RuntimeError):
     """A function did what cannot be captured: it read a value, or a symbol outlived it."""
+
+
+class _Misled(Exception):
+    """A function failed in which zeros stood for large results: it may do well with all numbers."""
 
 
 def _read(what: str) -> Callable[..., Any]:
@@ -310,8 +317,10 @@ _REDUCES = {"sum", "mean", "max", "min", "prod", "var", "std", "any", "all"}
 class Recorder:
     """Takes down one run of a function."""
 
-    def __init__(self, name: str = "step") -> None:
+    def __init__(self, name: str = "step", *, hollow: bool = False) -> None:
         self.name = name  # of the function
+        self.hollow = hollow  # nobody wants the numbers: zeros stand for large results
+        self.emptied = False  # there were some
         self.errors = np.geterr()
         self.site = Site()
         self.inside = False  # in a kernel or a rule: what these do belongs to the operation that asked for it
@@ -510,8 +519,12 @@ class Recorder:
     ) -> Symbol:
         """Record the call that made `y`, a view of `root` where that is given."""
         y = arrays.box(y)
+        constant = all(v.array is not None and v.kind != "memory" for v in program._values(refs))
+        if self.hollow and not constant and _can_be_emptied(y):
+            y = np.zeros(y.shape, y.dtype)
+            self.emptied = True
         found = self.result(y, root)
-        if all(v.array is not None and v.kind != "memory" for v in program._values(refs)):
+        if constant:
             found.value.array = y
         self.emit(Instruction(op, refs, params or {}, (found.value,), (), self.site))
         return found
@@ -693,6 +706,8 @@ class Recorder:
         y = a.example[tuple(examples)]
         for ref, example in zip(refs, filter(arrays.is_array, examples), strict=True):
             if example.dtype == bool and ref.array is None:
+                if self.emptied:
+                    self.refuse("a mask was an index, and may be of zeros", "run with all numbers")
                 check = _mask_check(int(example.sum()), guards.source_line())
                 self.emit(Instruction("check_mask", (ref,), {"call": check}, site=self.site))
         if refs or not getattr(y, "ndim", 0):  # a scalar is a copy in NumPy; as a view it would see later writes
@@ -713,6 +728,11 @@ class Recorder:
         template, refs, examples = self._index(index, 1)
         y = self._space([g.example]).scatter_add(g.example, index=tuple(examples), shape=shape)
         return self.make("scatter_add", (g.value, *refs), y, {"index": template, "shape": tuple(shape)})
+
+
+def _can_be_emptied(y: Array) -> bool:
+    own = isinstance(y, np.ndarray) and y.base is None and y.flags.c_contiguous
+    return own and y.nbytes >= LARGE and y.dtype.kind == "f"
 
 
 def _range_check(parts: tuple[Any, ...], k: int, a: Array) -> Callable[[Array], None]:
@@ -793,23 +813,37 @@ class Captured(NamedTuple):
 
 
 def record(
-    f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, keep: bool = True,
+    f: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    keep: bool = True,
     watch: Callable[[Recorder], Any] = lambda recorder: nullcontext(),
+    hollow: bool | None = None,
 ) -> tuple[Captured, Any]:
     """Run `f` once on symbols: (the captured call, the result of this run).
 
-    An exception undoes whatever the run has changed. So does `keep=False`: then there is no result. `watch(recorder)`
-    is a context in which `f` runs.
+    An exception undoes whatever the run has changed. So does `keep=False`: then there is no result, and large ones on
+    the way to it are not kept either (`hollow`). `watch(recorder)` is a context in which `f` runs.
     """
-    recorder = Recorder(getattr(f, "__name__", "step"))
+    if hollow is None and not keep:
+        try:
+            return record(f, args, kwargs, keep=keep, watch=watch, hollow=True)
+        except _Misled:
+            pass
+    quiet: Callable[[], Any] = partial(np.errstate, all="ignore") if hollow else nullcontext
+    with quiet():
+        recorder = Recorder(getattr(f, "__name__", "step"), hollow=bool(hollow))
     try:
-        with recording(recorder), watch(recorder):
+        with quiet(), recording(recorder), watch(recorder):
             captured, results = _run(recorder, f, args, kwargs)
         for leaf in recorder.grads:
             if isinstance(leaf._grad, Symbol):
                 leaf.set_quietly(arrays.replica(leaf._grad.example))
-    except BaseException:
+    except BaseException as error:
         recorder.roll_back()
+        if recorder.emptied and isinstance(error, Exception):
+            raise _Misled from None
         raise
     if not keep:
         recorder.roll_back()

@@ -151,11 +151,13 @@ class Compiled:
         if mode.recorder is not None or mode.anomaly or inside:
             return self.f(*args, **kwargs)  # in another capture, or in a derivative: part of that
         with self._lock:
-            variant = self._ready(args, kwargs)
+            inputs = [data_of(a) for a in parts if _is_input(a)]
+            batch = max((a.shape[0] for a in inputs if a.ndim > 1), default=1)
+            large = batch >= native.ROWS and self._loops(inputs)
+            variant = (self._learned(args, kwargs) if large else None) or self._ready(args, kwargs)
             if isinstance(variant, _Result):
                 return variant.value
-            inputs = [data_of(a) for a in parts if _is_input(a)]
-            self._choose(variant, inputs, max((a.shape[0] for a in inputs if a.ndim > 1), default=1), loop=False)
+            self._choose(variant, inputs, batch, loop=False)
             if self.backend == "numba":
                 return variant.run_native(inputs, self.reuse_outputs)
             return variant.run(inputs, self.reuse_outputs)
@@ -180,19 +182,15 @@ class Compiled:
             return [core._wrap(a._data[at], None) if isinstance(a, Tensor) else a[at] for a in arrays_]
 
         with self._lock, arrays.on_device_of(parts[0]):
-            variant: Any = None
-            for _ in range(LIMIT if self._loops(parts) else 0):
-                variant = self._ready(rows(0), {}, keep=False)
-                if isinstance(variant, _Variant):
-                    break
-            if isinstance(variant, _Variant):
+            variant = self._learned(rows(0), {}) if self._loops(parts) else None
+            if variant is not None:
                 self._choose(variant, parts, order.shape[1], loop=True)
                 if self.backend == "numba":
                     found = variant.scan_native(parts, order)
                     return tree_map(lambda r: _stacked([r] * len(order)) if type(r) is float else r, found)
             ran = self._ran
             results = [self(*rows(k)) for k in range(len(order))]
-            if isinstance(variant, _Variant):
+            if variant is not None:
                 self._ran = ran  # not why a single call runs as it does, but why there was no loop
             for leaf in () if self._last is None else self._last.captured.leaves():
                 leaf.set_quietly(None)
@@ -224,6 +222,12 @@ class Compiled:
         else:
             self._ran = "numpy", f"batch {batch} in a single call: the BLAS does most of it"
 
+    def _learned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Variant | None:
+        """The variant that holds for a call that may run natively: what it takes to find it is undone, and holds no
+        large results."""
+        found = (self._ready(args, kwargs, keep=False) for _ in range(LIMIT))
+        return next((variant for variant in found if isinstance(variant, _Variant)), None)
+
     def _ready(self, args: Sequence[Any], kwargs: dict[str, Any], *, keep: bool = True) -> _Variant | _Result:
         """The variant that holds for this call; the result of the call where it is not known well enough, and the
         function was run instead: by the first two calls of a kind, which must agree, or past the limit."""
@@ -241,7 +245,7 @@ class Compiled:
             return variant
         if len(self._reasons) >= LIMIT:
             self._ran = "eager", "captured too often"
-            return _Result(self.f(*args, **kwargs))
+            return _Result(self.f(*args, **kwargs) if keep else None)
         self._ran = "eager", "captured in this call"
         seen = [] if variant is None else _digests(variant.captured.program)
         captured, result = record(self.f, args, kwargs, keep=keep)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..program import Instruction, Program, Value
-from . import blas, cache, preamble
+from . import blas, cache, preamble, units
 from .batch import Unsupported, gathers, holds, indices
 from .text import Text
 
@@ -131,13 +131,13 @@ class Loop:
         text = self.text = Text(program, self.batch, gather=not grads, grads=grads)
         gemm = blas.find()
         assert gemm is not None
-        self.source = preamble.source(text.text, _signature(text), text.exp, gemm.integer)
+        self.source = preamble.source(text.text, text.types, text.exp, gemm.integer)
         try:
             self._run = cache.function(self.source)
         except Exception as error:  # Numba has many, and an installation may be broken in as many ways
             raise Unsupported(f"Numba failed: {type(error).__name__}: {error!s:.200}") from error
         self._constants = np.array([float(v.array.flat[0]) for v in text.places.constants], np.float64)
-        self._given = [None if a.array is None else _open(a.array) for a in text.places.arguments]
+        self._given = [None if a.array is None else _flat(a.array) for a in text.places.arguments]
         self._checks = _checks(text.program)
         self._calls = [i for i in program.instructions if i.op == "call"]
         self._advances = [i for i in program.instructions if i.op == "advance"]
@@ -169,7 +169,7 @@ class Loop:
         """As many steps at a time as may go by before the host has something to do."""
         for check in self._checks:
             check(parts, rows)
-        parts = [_open(a) for a in parts]
+        parts = [_flat(a) for a in parts]
         width = sum(map(self.text.places.width, self.text.places.draws)) * order.shape[1]
         largest = max(DRAWS // width, 1) if width else len(order)
         pieces = []
@@ -196,27 +196,11 @@ class Loop:
         draws = np.empty(1, np.float32)
         if width:
             draws = self._random[0].params["rng"].random(steps * width, np.float32)
-        self._run(order, numbers, self._constants, draws, *arguments)
+        buffers = [b.make(min(n, units.BLOCK)) for b in self.text.places.buffers]
+        self._run(steps, n, order, numbers, self._constants, draws, *arguments, *buffers)
         return [outputs[v] for v in self.text.outputs]
 
 
-def _signature(text: Text) -> str:
-    types = ["int64[:,::1]", "float64[:,::1]", "float64[::1]", "float32[::1]"]
-    for a in text.places.arguments:
-        types.append(f"{'boolean' if a.value.dtype.kind == 'b' else a.value.dtype.name}[::1]")
-    return f"types.void({', '.join('types.' + t for t in types)})"
-
-
-class _Memory:
-    """Memory as NumPy takes it from others."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array  # which owns it
-        self.__array_interface__ = {**array.__array_interface__, "data": (array.__array_interface__["data"][0], False)}
-
-
-def _open(array: Array) -> Array:
-    """An array as a loop takes it: flat, contiguous and aligned. Compiled code has one type for what it may write to
-    and another for what it may not, so what is read alone comes as what may be written to, in the same memory."""
-    array = np.require(array, requirements=["C", "A"])
-    return (array if array.flags.writeable else np.asarray(_Memory(array))).reshape(-1)
+def _flat(array: Array) -> Array:
+    """An array as a loop takes it."""
+    return np.require(array, requirements=["C", "A"]).reshape(-1)

@@ -17,6 +17,8 @@ _SYMBOLS = (
     "cblas_{}gemm$NEWLAPACK$ILP64",  # Apple's Accelerate
     "cblas_{}gemm",  # what distributions build NumPy with; this one takes 32-bit integers
 )
+NAMES = {f"{kind}gemm": f"tinygrad_mnist_{kind}gemm" for kind in "sd"}
+"""What compiled code calls them, wherever they are."""
 
 
 class Gemm(NamedTuple):

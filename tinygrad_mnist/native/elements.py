@@ -13,7 +13,7 @@ def expression(i: Instruction, variables: list[str], env: dict[Value, str], plac
     """(text, type) of an instruction on the element that `variables` name. `env`: what is in variables already."""
     op, out = i.op, type_of(i.out.dtype)
     if gathers(i):
-        return f"{places.layout(i.args[0]).name}[{places.gathered(i, variables)}]", out
+        return places.read(places.layout(i.args[0]).name, places.gathered(i, variables), i.out.dtype), out
     loaded = [places.load(a, variables, env) for a in i.args]
     if op in COMPARE:
         common = _common([kind for _, kind in loaded])

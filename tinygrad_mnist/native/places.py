@@ -11,6 +11,9 @@ from ..program import Instruction, Ref, Value
 from .batch import ALIKE, COUNTS, FIXED, ROWS, TURNED, VIEWS, Batch, Unsupported, gathers, indices
 from .units import Plan, Unit, touched
 
+DTYPES = {"f32": "float32", "f64": "float64", "i32": "int32", "i64": "int64", "b1": "bool"}
+LINE = 64
+"""Bytes of a line of the cache."""
 PAD = 16
 """Rows of weights are padded to a multiple of this many elements where only products use them: whole vectors."""
 
@@ -112,6 +115,28 @@ class Argument(NamedTuple):
         return {"input": "a", "memory": "m", "constant": "c", "output": "out"}[self.kind]
 
 
+class Buffer(NamedTuple):
+    """Memory that the function takes to work in, flat, too."""
+
+    name: str
+    kind: str
+    size: int
+    rows: bool  # the size is that of one row of a block
+    zeros: bool
+
+    @property
+    def dtype(self) -> Any:
+        return np.dtype(DTYPES[self.kind])
+
+    def make(self, rows: int) -> Any:
+        """The memory, for blocks of so many rows. It begins where a line of the cache does: with the vectors of other
+        places, loops take up to twice as long."""
+        size, spare = self.size * (rows if self.rows else 1), LINE // self.dtype.itemsize
+        memory = (np.zeros if self.zeros else np.empty)(size + spare, self.dtype)
+        start = -(memory.__array_interface__["data"][0] // self.dtype.itemsize) % spare
+        return memory[start : start + size]
+
+
 class Places:
     """The places of all values, and the lines of the text that is being written."""
 
@@ -123,7 +148,7 @@ class Places:
         self.constants: list[Value] = []  # those that are one number
         self.numbers: list[Value] = []
         self.draws: list[Value] = []
-        self.buffers: list[str] = []
+        self.buffers: list[Buffer] = []
         self.scalars: set[Value] = set()  # values that are a variable
         self._counters: set[Value] = set()  # constants that are an index variable
         self.joined: set[Value] = set()  # values that are made inside a concatenation
@@ -264,7 +289,12 @@ class Places:
             self.layout(ref)
         if ref in self.scalars:
             return self.name(ref if ref.root is ref or ref.kind == "constant" else ref.root), type_of(ref.dtype)
-        return f"{self.layout(ref).name}[{self.index(ref, variables)}]", type_of(ref.dtype)
+        return self.read(self.layout(ref).name, self.index(ref, variables), ref.dtype), type_of(ref.dtype)
+
+    @staticmethod
+    def read(name: str, index: str, dtype: Any) -> str:
+        """An element; booleans are bytes in memory."""
+        return f"({name}[{index}] != 0)" if type_of(dtype) == "b1" else f"{name}[{index}]"
 
     def _counter(self, v: Value, variables: list[str]) -> str:
         """An element of 0, 1, 2, ...: the index variable of its long axis."""
@@ -290,16 +320,15 @@ class Places:
                 parts.append("i")
                 continue
             text = f"i64({self.load(v, variables[:ndim], {})[0]})"
-            parts.append(f"({text} + ({a.shape[d]} if {text} < 0 else 0) & LOW)")
+            parts.append(f"({text} + ({a.shape[d]} if {text} < 0 else 0))")
         return self.index(a, [*parts, *rest])
 
     # -- buffers
 
-    def buffer(self, size: str, dtype: Any, *, zeros: bool = True) -> str:
-        """A new buffer."""
-        name = f"t{len(self.buffers)}"
-        self.buffers.append(f"{name} = np.{'zeros' if zeros else 'empty'}({size}, {type_of(dtype)})")
-        return name
+    def buffer(self, size: int, kind: str, name: str = "", *, rows: bool = False, zeros: bool = False) -> str:
+        """The name of a new buffer."""
+        self.buffers.append(Buffer(name or f"t{len(self.buffers)}", kind, size, rows, zeros))
+        return self.buffers[-1].name
 
     def make(self, v: Value) -> None:
         """Give a result its place: a variable where it is one number, else a buffer."""
@@ -314,9 +343,9 @@ class Places:
         if pool and by_row:
             name = pool.pop()
         elif by_row:
-            name = self.buffer(f"rb * {self.width(v)}", v.dtype)
+            name = self.buffer(self.width(v), type_of(v.dtype), rows=True, zeros=True)
         else:
-            name = self.buffer(str(up(v.size) if self.batch.single else v.size), v.dtype)
+            name = self.buffer(up(v.size) if self.batch.single else v.size, type_of(v.dtype), zeros=True)
         self.layouts[v] = Layout(name, "0", c_strides(v.shape))
 
     def _size(self, v: Value) -> tuple[int, str]:
@@ -346,7 +375,7 @@ class Places:
         found: list[list[str]] = []
         for d in axes:
             if variables[d] == "i":
-                found.append(["for i in range(nb):", *["row = order[k, r0 + i] & LOW"] * indirect])
+                found.append(["for i in range(nb):", *["row = order[k * n + r0 + i]"] * indirect])
             else:
                 found.append([f"for {variables[d]} in range({shape[d]}):"])
         return found
@@ -367,7 +396,8 @@ class Places:
             variables, sizes = ["j", "i"], [sizes[0], "nb"]
         elif role == ROWS:
             sizes[0] = "nb"
-        name = self.buffer(f"rb * {inner}" if role in (ROWS, TURNED) else str(v.size), v.dtype, zeros=False)
+        by_row = role in (ROWS, TURNED)
+        name = self.buffer(inner if by_row else v.size, type_of(v.dtype), rows=by_row)
         source = f"{self.layout(v).name}[{self.index(v, variables)}]"
         heads = [[f"for {x} in range({n}):"] for x, n in sorted(zip(variables, sizes, strict=True))]
         place = plus(times("i", inner), "j") if len(v.shape) == 2 else "i"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 
-HEADER = '''"""Written by tinygrad_mnist; changes are lost."""
+from . import blas
 
+HEADER = '''
 import math
 
 import numpy as np
-from llvmlite import binding
 from numba import float32 as f32, float64 as f64, int64 as i64, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 b1 = np.bool_
-LOW = 0x7FFFFFFFFFFF  # a place is never negative; without this mask, Numba looks at each, and no loop becomes vectors
 ROW, KEEP, TURN = np.int32(101), np.int32(111), np.int32(112)
 _n, _p, _e = types.{integer}, types.voidptr, types.int32
 
@@ -25,24 +24,23 @@ def _gemm(name, t):
     return types.ExternalFunction(name, signature)
 
 
-sgemm, dgemm = _gemm("tinygrad_mnist_sgemm", types.float32), _gemm("tinygrad_mnist_dgemm", types.float64)
+sgemm, dgemm = _gemm("{sgemm}", types.float32), _gemm("{dgemm}", types.float64)
 
 
 @intrinsic
-def ptr(context, array, place):
-    """The address of an element, unchecked."""
+def ptr(context, pointer, place):
+    """The address of an element."""
 
     def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        return builder.bitcast(builder.gep(arguments[0], [arguments[1]]), cgutils.voidptr_t)
 
-    return types.voidptr(array, types.intp), generate
+    return types.voidptr(pointer, types.intp), generate
 '''
 
 EXP = {
     "f32": '''
 
-@njit("float32(float32)", cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@njit("float32(float32)", error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True)
 def exp32(x):
     """e^x to 1 ulp, in a form that compiles to vectors: Cody and Waite's reduction, polynomial of Moshier's Cephes.
     Below -87 it is 0: what would be no normal number makes the arithmetic after it slow."""
@@ -63,7 +61,7 @@ def exp32(x):
 ''',
     "f64": '''
 
-@njit("float64(float64)", cache=True, error_model="numpy", no_cfunc_wrapper=True)
+@njit("float64(float64)", error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True)
 def exp64(x):
     """e^x to 1 ulp, in a form that compiles to vectors: Cody and Waite's reduction, Taylor's series to r^13. Below -708
     it is 0: what would be no normal number makes the arithmetic after it slow."""
@@ -97,8 +95,8 @@ LOOP = '''
 {numbers}
 
 @njit(
-    {signature},
-    cache=True, error_model="numpy", nogil=True, no_cfunc_wrapper=True, fastmath={{"reassoc", "contract", "nsz"}},
+    types.void({types}),
+    error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True, fastmath={{"reassoc", "contract", "nsz"}},
 )
 {text}'''
 
@@ -106,13 +104,16 @@ LOOP = '''
 _NUMBER = re.compile(r"\bf(32|64)\((-?(?:np\.(?:inf|nan)|[\d.]+(?:e[+-]?\d+)?))\)")
 
 
-def source(text: str, signature: str, exp: set[str], integer: str) -> str:
-    """The module of a loop. `exp`: the types of which it needs exponentials; `integer`: the BLAS's type.
+def source(text: str, types: list[str], exp: set[str], integer: str) -> str:
+    """The module of a loop.
+
+    `types`: of its arguments, as C names them; `exp`: those of which it needs exponentials; `integer`: the BLAS's type.
 
     Numbers such as `f32(0.5)` become names of constants: Numba takes a third of its time for calls.
     """
     names: dict[str, str] = {}
     text = _NUMBER.sub(lambda m: names.setdefault(f"np.float{m[1]}({m[2]})", f"k{len(names)}"), text)
     numbers = "\n".join(f"{name} = {value}" for value, name in names.items())
-    head = HEADER.replace("{integer}", integer) + "".join(EXP[kind] for kind in sorted(exp))
-    return head + LOOP.format(signature=signature, numbers=numbers, text=text)
+    listed = ", ".join(f"types.CPointer(types.{t[:-1]})" if t.endswith("*") else f"types.{t}" for t in types)
+    head = HEADER.format(integer=integer, **blas.NAMES) + "".join(EXP[kind] for kind in sorted(exp))
+    return head + LOOP.format(types=listed, numbers=numbers, text=text)

@@ -115,10 +115,9 @@ class Products:
         """
         width, kind = x.shape[1], type_of(x.dtype)
         name = self._columns[self.places.layout(x)] = str(len(self._columns))
-        self.places.buffers += [
-            f"seen{name} = np.empty({width}, np.int32)", f"col{name} = np.empty({width}, np.int64)",
-            f"xc{name} = np.empty(rb * {width}, {kind})",
-        ]  # fmt: skip
+        self.places.buffer(width, "i32", f"seen{name}")
+        self.places.buffer(width, "i64", f"col{name}")
+        self.places.buffer(width, kind, f"xc{name}", rows=True)
         self.places.emit(
             f"for j in range({width}):", f"    seen{name}[j] = 0",
             "for i in range(nb):", f"    row = {row}", f"    for j in range({width}):",
@@ -129,7 +128,7 @@ class Products:
             f"few{name} = few{name}_ <= {int(FEW * width)} and nb >= {TALL}",
             f"if few{name}:", "    for i in range(nb):",
             f"        row, o0 = {row}, i * few{name}_", f"        for j in range(few{name}_):",
-            f"            xc{name}[o0 + j] = {source}[row + (col{name}[j] & LOW)]",
+            f"            xc{name}[o0 + j] = {source}[row + col{name}[j]]",
         )  # fmt: skip
         return name
 
@@ -144,10 +143,9 @@ class Products:
         """c = alpha a @ b + beta c, where `a` is x or its transpose, with the columns of x that are not zero."""
         kind, columns = type_of(x.dtype), b.shape[1]
         layout = self.places.layout(b)
-        part = f"part{name}_{len(self.places.buffers)}"
-        self.places.buffers.append(f"{part} = np.empty({x.shape[1] * columns}, {kind})")
+        part = self.places.buffer(x.shape[1] * columns, kind)
         count = f"few{name}_"
-        each = [f"for p in range({count}):", f"    o0 = (col{name}[p] & LOW) * {columns}"]
+        each = [f"for p in range({count}):", f"    o0 = col{name}[p] * {columns}"]
         each.append(f"    for j in range({columns}):")
         if not over_rows:
             source = f"{layout.name}[{plus(layout.start, 'o0 + j')}]"
@@ -208,7 +206,7 @@ class Products:
             bound = f"{count} // {unroll} * {unroll}"
 
         def lines(at: str, u: int) -> list[str]:
-            x, row = (f"{value}[{at}]", f"{place}[{at}] & LOW") if sparse else (self.places.element(vector, at), at)
+            x, row = (f"{value}[{at}]", f"{place}[{at}]") if sparse else (self.places.element(vector, at), at)
             return [f"    x{u} = {x}", f"    o{u} = ({row}) * {step}"]
 
         def term(u: int) -> str:
@@ -253,7 +251,7 @@ class Products:
                 target, step, width = Layout(padded, "0", ()), up(n), up(n) if self._whole(b) else n
         if self._sparse(a):
             count, place, value = self._listed(a)
-            row, x = f"({place}[p] & LOW)", f"{value}[p]"
+            row, x = f"{place}[p]", f"{value}[p]"
         else:
             count, row, x = str(m), "p", self.places.element(a, "p")
         start = plus(target.start, f"{row} * {step}")
@@ -282,8 +280,8 @@ class Products:
         name = self._lists.get(key)
         if name is None:
             name = self._lists[key] = str(len(self._lists))
-            self.places.buffers += [f"at{name} = np.empty({v.size}, np.int64)",
-                                    f"of{name} = np.empty({v.size}, {type_of(v.dtype)})"]  # fmt: skip
+            self.places.buffer(v.size, "i64", f"at{name}")
+            self.places.buffer(v.size, type_of(v.dtype), f"of{name}")
             self.places.emit(
                 f"c{name}_ = 0", f"for j in range({v.size}):", f"    x0 = {self.places.element(v, 'j')}",
                 f"    at{name}[c{name}_] = j", f"    of{name}[c{name}_] = x0", f"    c{name}_ += x0 != 0",
@@ -304,7 +302,7 @@ class Products:
             if all(self._leaves_whole(u, w, span) for u in units):
                 name = f"w{len(self.padded)}"
                 self.padded[w] = name, original
-                self.places.buffers.append(f"{name} = np.zeros({w.shape[0] * up(w.shape[1])}, {type_of(w.dtype)})")
+                self.places.buffer(w.shape[0] * up(w.shape[1]), type_of(w.dtype), name, zeros=True)
                 self.places.layouts[w] = Layout(name, "0", (up(w.shape[1]), 1))
 
     def _leaves_whole(self, unit: Unit, w: Value, span: range) -> bool:

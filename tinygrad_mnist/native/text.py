@@ -1,8 +1,9 @@
 """The text of a native loop: a Program as one function of plain Python loops, for Numba to compile.
 
-    def loop(order, numbers, consts, draws, a0, a1, m2, out3): ...
+    def loop(steps, n, order, numbers, consts, draws, a0, a1, m2, out3, t0, t1): ...
 
-runs the program once for each row of `order`, which names the rows of the arrays `a0`, `a1`. All arrays are flat.
+runs the program `steps` times, each time for the next `n` numbers of `order`, which name the rows of the arrays `a0`,
+`a1`. All arrays are pointers to flat memory, also the buffers `t0`, `t1`: the function allocates nothing.
 Elementwise chains and the sums over them are one nest of loops; products of matrices are calls of the BLAS.
 
 There are two forms. With a batch of one, shapes are those of the program, and products are loops, which skip zero
@@ -60,6 +61,13 @@ class Text:
         self.text = self._write()
 
     @property
+    def types(self) -> list[str]:
+        """The types of what the function takes, in its order, as C names them."""
+        arguments = [a.value.dtype for a in self.places.arguments]
+        arrays = ["int64", "float64", "float64", "float32", *arguments, *(b.dtype for b in self.places.buffers)]
+        return ["int64", "int64", *(f"{t}*".replace("bool", "uint8") for t in arrays)]
+
+    @property
     def exp(self) -> set[str]:
         """The types of which the text needs exponentials."""
         return {kind for kind in ("f32", "f64") if f"exp{kind[1:]}(" in self.text}
@@ -95,22 +103,23 @@ class Text:
 
     def _assemble(self, before: list[str], rows: list[str], after: list[str]) -> str:
         places, single = self.places, self.batch.single
-        head = [f"def loop(order, numbers, consts, draws, {', '.join(places.argument_names())}):"]
-        head.append("    n = order.shape[1]")
-        head += [] if single else [f"    rb = min(n, {unit_rules.BLOCK})"]
+        names = [*places.argument_names(), *(b.name for b in places.buffers)]
+        head = [f"def loop(steps, n, order, numbers, consts, draws, {', '.join(names)}):"]
         head += [f"    {places.name(v)} = {type_of(v.dtype)}(consts[{q}])" for q, v in enumerate(places.constants)]
-        head += [f"    {line}" for line in (*places.buffers, *self.products.copies(into=True))]
-        head.append("    for k in range(order.shape[0]):")
-        step = [f"{places.name(v)} = numbers[k, {q}]" for q, v in enumerate(places.numbers)]
+        head += [f"    {line}" for line in self.products.copies(into=True)]
+        head.append("    for k in range(steps):")
+        count = len(places.numbers)
+        step = [f"{places.name(v)} = numbers[k * {count} + {q}]" for q, v in enumerate(places.numbers)]
         width = sum(map(places.width, places.draws))
         at = 0
         for q, v in enumerate(places.draws):
             step.append(f"draw{q} = (k * {width} + {at}) * n")
             at += places.width(v)
         if single:
-            step += ["row = order[k, 0] & LOW" if places.gather else "row = 0", *before, *rows]
+            step += ["row = order[k]" if places.gather else "row = 0", *before, *rows]
         else:
-            step += [*before, *self._zeros, "for r0 in range(0, n, rb):", "    nb = min(rb, n - r0)"]
+            block = unit_rules.BLOCK
+            step += [*before, *self._zeros, f"for r0 in range(0, n, {block}):", f"    nb = min({block}, n - r0)"]
             step += ["    beta = min(r0, 1)", *(f"    {line}" for line in rows)]
         step += self._means + after
         tail = [f"    {line}" for line in self.products.copies(into=False)]
@@ -317,7 +326,7 @@ class Text:
             index = plus(places.layout(out).start, _flat(variables, axes, shape))
         else:
             part = view(places.layout(a), a, i)
-            source = f"{part.name}[{places.place(part, shape, variables)}]"
+            source = places.read(part.name, places.place(part, shape, variables), a.dtype)
             index = places.index(out, variables)
         target = places.name(out) if out in places.scalars else f"{places.layout(out).name}[{index}]"
         heads = places.heads(shape, variables, axes, places.indirect(a))
@@ -335,11 +344,11 @@ class Text:
             product = isinstance(unit, Ride) or (isinstance(unit, Instruction) and unit.op == "matmul")
             for root in dict.fromkeys(v.root for v in reads(unit) if product and places.indirect(v.root)):
                 width, source = places.width(root), places.layouts[root].name
-                name = places.buffer(f"rb * {width}", root.dtype, zeros=False)
+                name = places.buffer(width, type_of(root.dtype), rows=True)
                 for v in [v for v in places.layouts if v.root is root]:
                     del places.layouts[v]
                 places.layouts[root] = Layout(name, "0", c_strides(root.shape))
-                row = f"(order[k, r0 + i] & LOW) * {width}"
+                row = f"order[k * n + r0 + i] * {width}"
                 copy = f"{name}[i * {width} + j] = {source}[row + j]"
                 nest = nested([["for i in range(nb):", f"row = {row}"], [f"for j in range({width}):"]], [], [copy], [])
                 if self.products.gathers_few(root, units):
