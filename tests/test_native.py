@@ -873,6 +873,51 @@ def test_threads_share_a_loop(mnist):
     assert all(f == found[0] for f in found)
 
 
+# ---- one row: an update in the loop of a product
+
+TOGETHER = re.compile(r" = s\n +x0 = .*\n +for j in range")
+
+
+def reads_later(z, y, model):
+    """A loss that reads the second weight after its product with the cotangent: by a derivative of its own."""
+    first = losses.softmax_cross_entropy(z, y)
+    return first + 0.1 * (model.layers[1].weight ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("count", "loss", "options"),
+    [
+        (2, None, {"activation": "sigmoid"}),
+        (2, None, {"activation": "tanh", "bias": False}),
+        (0, None, {"activation": "relu"}),  # half of a column is zero
+        (1, reads_later, {"activation": "sigmoid"}),  # it is no step of plain gradient descent
+        (0, None, {"activation": "sigmoid", "optimizer": "momentum"}),
+    ],
+)
+def test_an_update_shares_the_loop_of_a_product(checked, count, loss, options):
+    """Where nothing reads the weight between the two: of all layers but the first, whose product has no such loop."""
+    compiled = agree(training(loss, **options), data(), orders(1))
+    assert len(TOGETHER.findall(compiled._last.loop.source)) == count
+
+
+def test_an_update_waits_for_who_reads_the_weight_before_it(checked):
+    def make():
+        W, V = (Tensor(np.random.default_rng(k).normal(size=(5, 5)), requires_grad=True) for k in (0, 1))
+        opt = optim.SGD([W, V], 0.1)
+
+        def step(x):
+            h = F.tanh(x @ W)
+            loss = (F.tanh(h @ V) @ V).sum()  # V twice
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            return loss
+
+        return step, [W, V]
+
+    agree(make, (np.random.default_rng(2).normal(size=(LENGTH, 5)),), orders(1))
+
+
 # ---- large results on the way, while a loop is captured
 
 

@@ -7,7 +7,7 @@ import math
 from ..program import Instruction, Value
 from .batch import ROWS, TOTAL, Batch, Unsupported
 from .places import Layout, Places, cast, nested, number, plus, type_of, up
-from .units import Plan, Ride, Unit, reads, touched
+from .units import Plan, Ride, Unit, made, reads, touched
 
 UNROLL = 4
 """Rows of a weight that one pass over the result adds."""
@@ -26,14 +26,16 @@ class Products:
         self.padded: dict[Value, tuple[str, Layout]] = {}  # weights: their buffer, and where they come from
         self._lists: dict[Layout, str] = {}  # vectors of which the non-zero elements are listed
         self._columns: dict[Layout, str] = {}  # batches of which the columns that are not zero are listed
+        self._along: dict[int, Ride] = {}  # updates that share the loop of a product, by the id of that
         if batch.single:
             self._pad_weights()
+            self._along = {id(u): ride for k, u in enumerate(plan.units) if (ride := self._update_along(k))}
 
     def matmul(self, i: Instruction) -> None:
         a, b = i.args
         if len(a.shape) > 2 or len(b.shape) > 2:
             raise Unsupported(f"matmul at {i.site.line} of {len(a.shape)} and {len(b.shape)} axes")
-        if not self.batch.by_row(a) and not self.batch.by_row(b) and self._vector_product(a, b, i.out):
+        if not self.batch.by_row(a) and not self.batch.by_row(b) and self._vector_product(i):
             return
         self.places.make(i.out)
         place = self.places.layout(i.out)
@@ -43,18 +45,19 @@ class Products:
 
     def ride(self, ride: Ride) -> None:
         """The update of a parameter by its gradient, or by the product that is its gradient."""
-        layout = self.places.layout(ride.target)
-        start = int(layout.start) + ride.start
+        if any(ride is done for done in self._along.values()):
+            return
+        name, start = self._updated(ride)
         kind = type_of(ride.target.dtype)
         rate = number(*self.places.load(ride.rate, [], {}), kind)
         if ride.product is None:
             x, source = self.places.load(ride.gradient, ["j"], {})
             self.places.emit(f"for j in range({ride.gradient.size}):")
-            self.places.emit(f"    {layout.name}[{plus(str(start), 'j')}] -= {rate} * {cast(x, source, kind)}")
+            self.places.emit(f"    {name}[{plus(start, 'j')}] -= {rate} * {cast(x, source, kind)}")
         elif self.batch.single and ride.product[0].shape[1] == 1:
-            self._rank_one(ride.product[0], ride.product[1], Layout(layout.name, str(start), ()), rate)
+            self._rank_one(ride.product[0], ride.product[1], Layout(name, start, ()), rate)
         else:
-            self._blas(*ride.product, layout._replace(start=str(start)), f"-{rate}", "1")
+            self._blas(*ride.product, Layout(name, start, ()), f"-{rate}", "1")
 
     # -- the BLAS
 
@@ -171,8 +174,9 @@ class Products:
 
     # -- loops, for one row
 
-    def _vector_product(self, a: Value, b: Value, out: Value) -> bool:
+    def _vector_product(self, i: Instruction) -> bool:
         """A product in which one operand has one row or column, as loops; False where it is none."""
+        a, b, out = *i.args, i.out
         inner, rows = a.shape[-1], math.prod(a.shape[:-1])
         columns = b.shape[1] if len(b.shape) == 2 else 1
         if rows > 1 and columns > 1:
@@ -187,7 +191,7 @@ class Products:
         if across == 1 and out.size > 1:
             self._rows_added(vector, matrix, out, along)
         else:
-            self._dots(vector, matrix, out, along, across)
+            self._dots(vector, matrix, out, along, across, self._along.get(id(i)))
         return True
 
     def _rows_added(self, vector: Value, matrix: Value, out: Value, step: int) -> None:
@@ -220,8 +224,10 @@ class Products:
             emit(f"for p in range({bound}, {count}):", *lines("p", 0),
                  f"    for j in range({width}):", f"        {into} += {term(0)}")  # fmt: skip
 
-    def _dots(self, vector: Value, matrix: Value, out: Value, along: int, across: int) -> None:
-        """A dot product of the vector with each row (or column) of the matrix."""
+    def _dots(
+        self, vector: Value, matrix: Value, out: Value, along: int, across: int, update: Ride | None = None
+    ) -> None:
+        """A dot product of the vector with each row (or column) of the matrix; then the update of that row."""
         m, z = self.places.layout(matrix), self.places.layout(out)
         padded = along == 1 and self._behind(matrix) in self.padded and self._whole(vector)
         width = up(vector.size) if padded else vector.size
@@ -232,6 +238,41 @@ class Products:
             f"    for j in range({width}):", f"        s += {m.name}[{index}] * {self.places.element(vector, 'j')}",
             f"    {target} = s",
         )  # fmt: skip
+        if update is not None and update.product is not None:
+            x = self.places.element(update.product[0], "p")
+            rate = number(*self.places.load(update.rate, [], {}), type_of(out.dtype))
+            self.places.emit(
+                f"    x0 = {x} * {rate}", f"    for j in range({width}):",
+                f"        {m.name}[{index}] -= x0 * {self.places.element(vector, 'j')}",
+            )  # fmt: skip
+
+    def _update_along(self, k: int) -> Ride | None:
+        """The update of a weight by an outer product with the vector that unit `k` multiplies with its rows: each row
+        is then read once for both. None where there is none, or where it must wait."""
+        i = self.plan.units[k]
+        if not isinstance(i, Instruction) or i.op != "matmul" or any(len(v.shape) != 2 for v in i.args):
+            return None
+        vector, matrix = i.args if i.args[0].shape[0] == 1 else i.args[::-1]
+        w = self._behind(matrix)
+        if w not in self.padded or self.places.layout(matrix).strides[matrix is i.args[1]] == 1 or 1 in matrix.shape:
+            return None
+        later: set[Value] = set()
+        for unit in self.plan.units[k:]:
+            if isinstance(unit, Ride) and unit.product and self._updated(unit) == self.padded[w][1][:2]:
+                column, row = unit.product
+                same = row.root is vector.root and row.size == vector.size == row.root.size
+                # where half of a column is zero, it is faster to update the other rows alone, later
+                return unit if same and column.root not in later and not self._sparse(column) else None
+            view = isinstance(unit, Instruction) and unit.op == "transpose"
+            if unit is not i and not view and any(self._behind(v) is w for v in reads(unit)):
+                return None
+            later.update(made(unit))
+        return None
+
+    def _updated(self, ride: Ride) -> tuple[str, str]:
+        """The memory that an update changes, and where in it."""
+        layout = self.places.layout(ride.target)
+        return layout.name, str(int(layout.start) + ride.start)
 
     def _outer(self, a: Value, b: Value, out: Value) -> None:
         self.places.make(out)

@@ -233,7 +233,7 @@ class Plan:
                 rowwise.append(unit)
             elif TOTAL in kinds or waits or writes(unit):
                 after.append(unit)
-                late |= writes(unit) | {v.root for v in _made(unit) if v.root.kind == "result"}
+                late |= writes(unit) | {v.root for v in made(unit) if v.root.kind == "result"}
             else:
                 before.append(unit)
         return before, rowwise, after
@@ -246,7 +246,8 @@ class Plan:
         return last | dict.fromkeys((v.root for v in self.outputs), len(units))
 
 
-def _made(unit: Unit) -> Iterator[Value]:
+def made(unit: Unit) -> Iterator[Value]:
+    """The values that a unit makes."""
     if isinstance(unit, Nest):
         yield from unit.makes
         yield from (i.out for i in unit.reductions)
