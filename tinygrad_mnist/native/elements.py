@@ -75,5 +75,3 @@ def _arithmetic(op: str, terms: list[str], out: str) -> str:
         "relu": f"{zero} if {a} < {zero} else {a}",
         "sign": f"{zero} if {a} == {zero} else {one} if {a} > {zero} else -{one} if {a} < {zero} else {a}",
     }[op]
-
-

@@ -386,5 +386,3 @@ class Products:
         layout = self.places.layout(v)
         own = layout.name.startswith("t") and layout.start == "0" and v.root not in self.places.joined
         return self.batch.single and own and v.root.size == v.size
-
-
