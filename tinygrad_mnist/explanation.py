@@ -8,7 +8,6 @@ of its only user. The text needs nothing but NumPy, or CuPy.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import CellType, FunctionType
@@ -24,6 +23,7 @@ from .leaf import Leaf
 from .listing import Listing, Mark, Run, paths, place_of
 from .modes import current, enable_grad
 from .program import Value
+from .watching import is_foreign, tracing
 
 
 def explain(f: Callable[..., Any], *inputs: Any, xp: str = "numpy", wrt: Any = None) -> str:
@@ -226,8 +226,6 @@ def _parameters(f: Callable[..., Any], count: int) -> list[str]:
 @contextmanager
 def _watching(run: Run, recorder: Recorder) -> Iterator[None]:
     """Learn, while `f` runs, the user's names and which of its lines computes what."""
-    # not the user's; the standard library's come with imports and finalizers, at any time
-    foreign = {__name__.partition(".")[0], "numpy", *sys.stdlib_module_names} - {"__main__"}
     inside = False  # what appears now was made by the function
 
     def note(name: str, value: Any, names: dict[Value, str], depth: int = 0) -> None:
@@ -266,7 +264,7 @@ def _watching(run: Run, recorder: Recorder) -> Iterator[None]:
         return local
 
     def called(frame: Any, event: str, arg: Any) -> Any:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in foreign:
+        if is_foreign(frame):
             return None
         nonlocal inside
         run.code, inside = run.code or frame.f_code, False
@@ -278,12 +276,8 @@ def _watching(run: Run, recorder: Recorder) -> Iterator[None]:
         return local
 
     run.code = getattr(run.f, "__code__", None)
-    before = sys.gettrace()
-    sys.settrace(called)
-    try:
+    with tracing(called):
         yield
-    finally:
-        sys.settrace(before)
     names = set(run.names.values())
     for value, name in run.minor.items():
         if value not in run.names and name not in names:
