@@ -308,3 +308,10 @@ def test_a_shape_alone_says_what_would_mend_it(given, wanted, text):
     found = shape_hint(given, wanted)
     assert text in found
     assert bool(text) == bool(found)
+
+
+def test_that_nearly_everything_is_wrong_is_no_hint():
+    right = np.random.default_rng(0).normal(size=(4, 5))
+    wrong = np.exp(right)
+    wrong[0, 0] = right[0, 0]
+    assert hints(wrong, right) == []

@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "selftest": "arrays core functional losses nn optim testing data serialize recipe inference train progress gpu",
     "__init__": "arrays modes core ops numpy_api numpy losses functional optim nn show testing data serialize compiled "
     "explanation",
-    "gradcheck": "arrays modes core ops numpy_api losses functional testing",
+    "gradcheck": "arrays modes watching core ops numpy_api losses functional testing",
     "export": "data recipe explanation",
     "explain_cli": "nn recipe explanation gradcheck",
     "bench": "__init__ arrays gpu nn optim data plots progress",

@@ -3,18 +3,22 @@
 >>> report = check(fn, *inputs)              # a function of Tensors
 >>> report = check_vjp(f, vjp, arrays)       # any function of arrays with a gradient rule, no Tensor anywhere
 >>> assert_grad(fn, *inputs)                 # in a test
+>>> report = audit(forward, backward, *inputs)   # a whole backward pass derived by hand: which line is wrong?
 
 `strategies` (Hypothesis, extra `check`) draws inputs; `check_op` checks a registered operation with them.
 """
 
 from typing import Any
 
+from .auditing import audit
 from .difference import derivative
 from .engine import check_vjp
-from .report import Derivative, DotReport, GradCheckError, GradReport, Item, TaylorReport
+from .report import AuditReport, Claim, Derivative, DotReport, GradCheckError, GradReport, Item, TaylorReport
 from .tensors import assert_grad, check, check_second, compare, dot_test, taylor
 
 __all__ = [
+    "AuditReport",
+    "Claim",
     "Derivative",
     "DotReport",
     "GradCheckError",
@@ -22,6 +26,7 @@ __all__ = [
     "Item",
     "TaylorReport",
     "assert_grad",
+    "audit",
     "check",
     "check_op",
     "check_second",

@@ -141,15 +141,17 @@ def _somewhere(analytic: Array, numeric: Array, wrong: Array) -> Iterator[str]:
         yield f"the elements {first} and {second} are exchanged"
         return
     text = f"errors in {count} of {total:,} elements" if count > 1 else f"an error in one of {total:,} elements"
+    common = ""
     for axis, n in enumerate(wrong.shape):
         if count > 1 and n > 1 and (places[:, axis] == places[0, axis]).all():
             where = ("row", "column")[axis] if wrong.ndim == 2 else f"slice of axis {axis}, index"
-            text += f", all in {where} {places[0, axis]}"
+            common += f", all in {where} {places[0, axis]}"
     if not analytic[wrong].any():
-        text += ", where analytic is zero"
+        common += ", where analytic is zero"
     elif factor := _factor(analytic[wrong], numeric[wrong], ()):
-        text += f", where {factor}"
-    yield text
+        common += f", where {factor}"
+    if common or 2 * count <= total:  # that nearly all are wrong is no pattern
+        yield text + common
 
 
 def _reshaped(a: Array, wanted: tuple[int, ...]) -> Iterator[tuple[str, Array]]:

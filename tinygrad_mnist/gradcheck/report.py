@@ -14,6 +14,9 @@ VERDICTS = ("pass", "kink", "ill", "nondet", "fail")
 """From mild to bad. pass: the rule gives the derivative. kink: there is none, and the rule's answer lies between the
 one-sided slopes. ill: no difference can decide. nondet: asked again, the answer is another. fail: the rule is wrong."""
 
+AUDITED = (*VERDICTS[:-1], "factor", "shape", "fail")
+"""Verdicts of an audit, from mild to bad. factor: a multiple of the gradient. shape: it cannot be the gradient."""
+
 STRUCTURE = ("shape", "dtype", "determinism", "hygiene", "zero", "linearity")
 """The tests that need no difference, in the order in which they run."""
 
@@ -278,6 +281,131 @@ class GradCheckError(AssertionError):
     def __init__(self, report: GradReport) -> None:
         super().__init__(report)
         self.report = report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What an audit found about one hand-derived array. `kind` is "parameter" or "intermediate".
+
+    `error` is |hand - true| / |true|, after the factor of the chain was taken from an intermediate; `cosine` the angle
+    between the two; `factor` the number that the hand-derived array is the true one times, None where it is no
+    multiple. `follows`: whether it is what follows from those that were derived before it, right or wrong; None where
+    this cannot be said. `line` and `source`: where it was made, and by which statement; None and "" where there is no
+    source.
+    """
+
+    name: str
+    kind: str
+    verdict: str
+    error: float
+    cosine: float
+    factor: float | None
+    follows: bool | None
+    line: int | None
+    source: str
+
+    @property
+    def ok(self) -> bool:
+        """True for "pass" and "kink"."""
+        return self.verdict in ("pass", "kink")
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the mistake is in its own line."""
+        return self.verdict in ("factor", "shape", "fail") and self.follows is False
+
+    @property
+    def where(self) -> str:
+        """The statement that made it, or the name where there is no source."""
+        return self.source or f"the array for {self.name}"
+
+
+@dataclass(kw_only=True)
+class AuditReport:
+    """The result of an audit. Not a truth value: ask `.ok` (all claims pass, or lie at kinks) or `.verdict`.
+
+    `claims`: in the order in which they were derived. `sentences`: which lines are wrong, and what follows from them.
+    `hints`: what a wrong array has in common with the right one. `pitfalls`: what is no gradient, but was seen.
+    `numeric`: the derived gradient itself, held against differences along random directions.
+    """
+
+    claims: list[Claim]
+    sentences: list[str]
+    hints: list[str]
+    pitfalls: list[str]
+    numeric: GradReport
+
+    @property
+    def verdict(self) -> str:
+        """The worst of all."""
+        return max((claim.verdict for claim in self.claims), key=AUDITED.index, default="pass")
+
+    @property
+    def ok(self) -> bool:
+        """True for "pass" and "kink"."""
+        return self.verdict in ("pass", "kink")
+
+    def __bool__(self) -> bool:
+        raise TypeError("a report is neither true nor false: use report.ok or report.verdict")
+
+    def __getitem__(self, name: str) -> Claim:
+        """The claim about a quantity."""
+        return {claim.name: claim for claim in self.claims}[name]
+
+    @property
+    def first(self) -> str | None:
+        """Where the hand-derived arrays leave the true ones; None if they do not."""
+        return next((claim.name for claim in self.claims if claim.verdict in ("factor", "shape", "fail")), None)
+
+    @property
+    def wrong(self) -> list[str]:
+        """The quantities whose own lines are wrong."""
+        return [claim.name for claim in self.claims if claim.wrong]
+
+    @property
+    def summary(self) -> str:
+        """One line: the verdict, and how many claims hold."""
+        total = len(self.claims)
+        text = f"audit: {self.verdict.upper()}: {sum(claim.ok for claim in self.claims)} of {total} "
+        text += f"hand-derived array{'s are gradients' if total != 1 else ' is the gradient'}"
+        return text + (f"; wrong from {self.first} on" if self.first else "")
+
+    def __str__(self) -> str:
+        rows = [
+            {
+                "gradient by": claim.name, "kind": claim.kind, "verdict": claim.verdict, "error": f"{claim.error:.1e}",
+                "cosine": f"{claim.cosine:.4f}", "factor": "-" if claim.factor is None else f"{claim.factor:.4g}",
+                "follows": {True: "yes", False: "no", None: "-"}[claim.follows], "line": str(claim.line or "-"),
+            }
+            for claim in self.claims
+        ]  # fmt: skip
+        lines = [self.summary, *row_and_head(rows, ("gradient by", "kind", "verdict")), *self.sentences]
+        lines += [f"hint: {hint}" for hint in self.hints]
+        lines += [f"pitfall: {pitfall}" for pitfall in self.pitfalls]
+        held = self.numeric
+        lines.append(f"derived gradient against differences: {held.verdict}, resolution {held.resolution:.0e}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The report as one JSON object; numbers that JSON has not are the strings "nan", "inf", "-inf".
+
+        Fields: "verdict", "ok", "summary", "first", "wrong", those of the class, with "numeric" as an object like that
+        of `GradReport.to_json`, and each claim as {"name", "kind", "verdict", "error", "cosine", "factor", "follows",
+        "line", "source"}.
+        """
+        content = {
+            "verdict": self.verdict,
+            "ok": self.ok,
+            "summary": self.summary,
+            "first": self.first,
+            "wrong": self.wrong,
+            "claims": [asdict(claim) for claim in self.claims],
+            "sentences": self.sentences,
+            "hints": self.hints,
+            "pitfalls": self.pitfalls,
+            "numeric": json.loads(self.numeric.to_json()),
+        }
+        return json.dumps(plain(content), allow_nan=False)
 
 
 def merged(first: GradReport, second: GradReport) -> GradReport:
