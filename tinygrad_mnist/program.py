@@ -303,7 +303,8 @@ def _merge(program: Program, roots: dict[Value, Value], apart: set[Value]) -> tu
             continue
         out = i.out
         a: Any = args[0] if args else None
-        if out.root not in written and out.root not in apart:
+        view = out.root is not out  # two equal views of memory are one, whatever is written to it
+        if (view or out.root not in written) and out.root not in apart:
             own = out not in handed or a.root.kind == "result"
             if i.op == "copy" and a.kind == "result" and own and a.root not in written and a.strides == out.strides:
                 same[out] = a
