@@ -1,10 +1,11 @@
-"""A data set and a recipe on which a run takes a moment, and optimizers for a few steps."""
+"""A data set and a recipe on which a run takes a moment, optimizers for a few steps, and the notebooks in small."""
 
+import inspect
 from functools import cache
 
 import numpy as np
 
-from tinygrad_mnist import data, optim
+from tinygrad_mnist import data, notebooks, optim
 from tinygrad_mnist.recipe import Recipe
 
 RECIPE = Recipe(layers=(784, 16, 10), dropout=0.1, batch=64, epochs=4, validation=0.2)
@@ -40,3 +41,28 @@ def save_npz(path):
 def without_times(history):
     """A history in which only what the recipe decides is left."""
     return [{name: value for name, value in row.items() if name not in TIMES} for row in history]
+
+
+NOTEBOOKS = {  # units of the layers, and samples
+    "A": ((20, 15, 12, 11, 10), 1),
+    "A'": ((20, 15, 12, 11, 10), 7),
+    "B": ((2, 3, 1), 100),
+    "B'": ((30, 12, 8, 10), 14),
+    "C": ((16, 20, 15, 10), 1),
+    "D": ((12, 9, 7, 6, 10), 8),
+    "E": ((49, 32, 16, 10), 64),
+}
+
+
+def notebook(letter, seed=5):
+    """A notebook with (weights, samples) that its functions take by name: biases too are random, and nothing is near a
+    kink by chance of being zero."""
+    found = notebooks.load(letter)
+    sizes, count = NOTEBOOKS[letter]
+    rng = np.random.RandomState(seed)
+    weights = {name: np.asarray(W + 0.1 * rng.randn(*W.shape)) for name, W in found.initial(rng, sizes).items()}
+    x, labels = rng.rand(count, sizes[0]), rng.randint(sizes[-1], size=count)
+    y = rng.randint(2, size=count) if letter == "B" else labels if letter == "B'" else np.eye(10)[labels]
+    samples = (x.T, y.T) if found.columns else (x, y)
+    names = list(inspect.signature(found.forward).parameters)[len(weights) :]
+    return found, weights, dict(zip(names, samples, strict=False))

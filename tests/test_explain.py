@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import typer
 from typer.testing import CliRunner
 
 import tinygrad_mnist as tg
-import tinygrad_mnist.numpy as cp
 from tinygrad_mnist import Tensor, core, grad, losses, nn, no_grad, ops, value_and_grad
 from tinygrad_mnist.explain_cli import explain as command
 from tinygrad_mnist.explanation import explain, explain_network
@@ -204,7 +204,7 @@ def test_the_dtype_stays(dtype):
 
 
 def test_trees_of_arguments():
-    W_, b_, V_ = weights(W, np.ones(5), V)
+    W_, b_, V_ = (Tensor(a, requires_grad=True) for a in (W, np.ones(5), V))
     params = {"W": W_, "layers": [b_, V_]}
     function = load(explain(trees, params, X))
     trees(params, X).backward()
@@ -213,146 +213,41 @@ def test_trees_of_arguments():
         close(actual, t.grad)
 
 
-# ---- the forward passes of five notebooks (tests/test_notebook_forwards.py)
+# ---- the forward passes of the five notebooks
 
 
-def weights(*values):
-    return [Tensor(np.array(v), requires_grad=True) for v in values]
-
-
-def one_hot(labels, classes):
-    return np.eye(classes)[labels]
-
-
-def notebook_a(rng):
-    x, y = rng.random((20, 1)), one_hot([3], 10).T
-    W1, W2, W3, W4 = weights(*(rng.normal(size=n) for n in ((20, 15), (15, 12), (12, 11), (11, 10))))
-
-    def forward():
-        Z1 = 1 / (1 + np.exp(-np.dot(W1.T, x)))
-        Z2 = 1 / (1 + np.exp(-np.dot(W2.T, Z1)))
-        Z3 = 1 / (1 + np.exp(-np.dot(W3.T, Z2)))
-        Z4 = 1 / (1 + np.exp(-np.dot(W4.T, Z3)))
-        loss = 0.5 * np.sum((Z4 - y) ** 2)
-        return loss
-
-    return forward, {"x": x, "y": y, "W1": W1, "W2": W2, "W3": W3, "W4": W4}
-
-
-def notebook_b(rng):
-    W1, b1, W2, b2 = weights(rng.normal(size=(3, 2)), np.zeros(3), rng.normal(size=3), np.float64(0))
-    X, Y = rng.random((100, 2)), rng.integers(0, 2, 100)
-
-    def forward():
-        H = 1 / (1 + np.exp(-(np.dot(X, W1.T) + b1)))
-        P = 1 / (1 + np.exp(-(np.dot(H, W2.T) + b2)))
-        L = 1 / (2 * 100) * np.sum(np.square(P - Y))
-        return L
-
-    return forward, {"X": X, "Y": Y, "W1": W1, "b1": b1, "W2": W2, "b2": b2}
-
-
-def notebook_b_prime(rng):
-    X, Y = rng.random((14, 30)), one_hot(rng.integers(0, 10, 14), 10)
-    W1, b1, W2, b2, W3, b3 = weights(*(rng.uniform(-0.1, 0.1, n) for n in ((30, 12), 12, (12, 8), 8, (8, 10), 10)))
-
-    def forward():
-        H1 = np.maximum(0, np.dot(X, W1) + b1)
-        H2 = np.maximum(0, np.dot(H1, W2) + b2)
-        Z3 = np.dot(H2, W3) + b3
-        P = np.exp(Z3) / np.sum(np.exp(Z3), axis=1, keepdims=True)
-        loss = -np.mean(np.sum(Y * np.log(P), axis=1))
-        return loss
-
-    return forward, {"X": X, "Y": Y, "W1": W1, "b1": b1, "W2": W2, "b2": b2, "W3": W3, "b3": b3}
-
-
-def notebook_c(rng):
-    x, y = rng.random((16, 1)).view(np.matrix), one_hot([4], 10).T.view(np.matrix)
-    W1, b1, W2, b2, W3, b3 = (
-        Tensor(rng.normal(0, 0.5, n).view(np.matrix), requires_grad=True)
-        for n in ((16, 20), (20, 1), (20, 15), (15, 1), (15, 10), (10, 1))
-    )
-
-    def forward():
-        z1 = W1.T @ x + b1
-        a1 = np.maximum(0, z1)
-        z2 = W2.T @ a1 + b2
-        a2 = np.maximum(0, z2)
-        z3 = W3.T @ a2 + b3
-        a3 = np.exp(z3) / sum(np.exp(z3))
-        return -np.sum(np.multiply(y, np.log(a3)))
-
-    closure = {"x": np.asarray(x), "y": np.asarray(y), "W1": W1, "b1": b1, "W2": W2, "b2": b2, "W3": W3, "b3": b3}
-    return forward, closure
-
-
-def notebook_d(rng):
-    m, sizes = 8, [(12, 9), (9, 7), (7, 6), (6, 4)]
-    X, Y = rng.random((12, m)), one_hot(rng.integers(0, 4, m), 4).T
-    W1, W2, W3, W4, b1, b2, b3, b4 = weights(
-        *(rng.uniform(-0.5, 0.5, n[::-1]) for n in sizes), *(rng.uniform(-0.1, 0.1, (n[1], 1)) for n in sizes)
-    )
-
-    def tanh(x):
-        return (np.exp(x) - np.exp(-x)) / (np.exp(x) + np.exp(-x))
-
-    def forward():
-        A1 = tanh(np.dot(W1, X) + b1)
-        A2 = tanh(np.dot(W2, A1) + b2)
-        A3 = tanh(np.dot(W3, A2) + b3)
-        Z4 = np.dot(W4, A3) + b4
-        A4 = np.exp(Z4) / np.sum(np.exp(Z4), axis=0)
-        J = np.nansum(-np.log(A4) * Y - np.log(1 - A4) * (1 - Y)) / m
-        J = J + 0.7 / (2 * m) * (np.sum(W1**2) + np.sum(np.square(W2)) + np.linalg.norm(W3) ** 2 + (W4 * W4).sum())
-        return J
-
-    names = ("W1", "W2", "W3", "W4", "b1", "b2", "b3", "b4")
-    return forward, {"X": X, "Y": Y, **dict(zip(names, (W1, W2, W3, W4, b1, b2, b3, b4), strict=True))}
-
-
-def notebook_e(rng):
-    m = 64
-    X, labels = cp.asarray(rng.random((49, m))), cp.asarray(rng.integers(0, 10, m))
-    E = cp.zeros((10, m))
-    E[labels, cp.arange(m)] = 1
-    W1, W2, W3 = weights(*(rng.normal(0, 0.3, n) for n in ((32, 49), (16, 32), (10, 16))))
-    b1, b2, b3 = weights(*(np.zeros((n, 1)) for n in (32, 16, 10)))
-
-    def forward():
-        A1 = cp.dot(W1, X) + b1
-        H1 = cp.maximum(A1, 0)
-        A2 = cp.dot(W2, H1) + b2
-        H2 = cp.maximum(A2, 0)
-        A3 = cp.dot(W3, H2) + b3
-        H3 = cp.exp(A3) / cp.sum(cp.exp(A3), axis=0)
-        loss = -cp.mean(cp.sum(E * cp.log(H3 + 1e-8), axis=0))
-        return loss
-
-    return forward, {"X": X, "E": E, "W1": W1, "W2": W2, "W3": W3, "b1": b1, "b2": b2, "b3": b3}
-
-
-NOTEBOOKS = [notebook_a, notebook_b, notebook_b_prime, notebook_c, notebook_d, notebook_e]
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("letter", small.NOTEBOOKS)
 @pytest.mark.parametrize("xp", ["numpy", "cupy"])
-def test_notebooks(notebook, xp):
-    """Their weights and data are found by name; CuPy's text runs on the strict double of CuPy."""
-    forward, closure = notebook(np.random.default_rng(5))
+def test_notebooks(letter, xp):
+    """CuPy's text runs on the strict double of CuPy."""
+    found, weights, samples = small.notebook(letter)
+    inputs, wrt = [*weights.values(), *samples.values()], tuple(range(len(weights)))
+    function = load(explain(found.forward, *inputs, wrt=wrt, xp=xp), strict.xp)
+    place, host = (np.asarray, np.asarray) if xp == "numpy" else (strict.xp.asarray, strict.xp.asnumpy)
+    value, gradients = function(*map(place, inputs))
+    expected, slopes = value_and_grad(found.forward, wrt)(*inputs)
+    close(host(value), expected)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        close(host(gradient), slope)
+
+
+def test_what_a_function_finds_outside_is_found_by_name():
+    W1, b1, W2 = (Tensor(RNG.normal(size=n), requires_grad=True) for n in ((4, 5), (5,), (5, 2)))
+    x, y = X, Y
+
+    def forward():
+        H = 1 / (1 + np.exp(-(np.dot(x, W1) + b1)))
+        return np.mean((np.dot(H, W2) - y) ** 2)
+
+    function = load(explain(forward))
+    assert set(inspect.signature(function).parameters) == {"x", "y", "W1", "b1", "W2"}
     loss = forward()
     loss.backward()
-    expected = {name: t.grad for name, t in closure.items() if isinstance(t, Tensor)}
-    function = load(explain(forward, xp=xp), strict.xp)
-    place = np.asarray if xp == "numpy" else strict.xp.asarray
-    values = {name: place(a.data if isinstance(a, Tensor) else a) for name, a in closure.items()}
-    names = list(inspect.signature(function).parameters)
-    assert set(names) == set(closure)
-    value, gradients = function(**values)
-    host = np.asarray if xp == "numpy" else strict.xp.asnumpy
-    close(host(value), loss.data)
-    for name, gradient in zip([name for name in names if name in expected], gradients, strict=True):
-        close(host(gradient), expected[name])
+    value, gradients = function(x=x, y=y, W1=W1.data, b1=b1.data, W2=W2.data)
+    close(value, loss.data)
+    names = [name for name in inspect.signature(function).parameters if name not in "xy"]
+    for name, gradient in zip(names, gradients, strict=True):
+        close(gradient, {"W1": W1, "b1": b1, "W2": W2}[name].grad)
 
 
 # ---- what else a function may do, and what it may not
@@ -521,10 +416,10 @@ def test_golden_cupy_sigmoid_mse():
     golden("sigmoid_mse", explain_network((784, 32, 10), "sigmoid", "mse", xp="cupy"))
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda f: f.__name__)
-def test_lines_are_short_and_none_is_dead(notebook):
-    forward, _ = notebook(np.random.default_rng(5))
-    text = explain(forward)
+@pytest.mark.parametrize("letter", small.NOTEBOOKS)
+def test_lines_are_short_and_none_is_dead(letter):
+    found, weights, samples = small.notebook(letter)
+    text = explain(found.forward, *weights.values(), *samples.values(), wrt=tuple(weights))
     body = text.partition("# ---- forward")[2]
     code = [line.partition("  #")[0].strip() for line in body.splitlines() if not line.strip().startswith("#")]
     assert max(map(len, code)) <= 100

@@ -55,8 +55,9 @@ MAY_IMPORT = {
     "export": "data recipe explanation",
     "explain_cli": "nn recipe explanation gradcheck",
     "bench": "__init__ arrays gpu nn optim data plots progress",
+    "notebooks": "__init__ arrays numpy core optim gpu data serialize metrics plots runs progress bench",
     "cli": "arrays ops gpu testing gradcheck selftest data recipe runs inference train progress bench "
-    "explain_cli export",
+    "notebooks explain_cli export",
     "__main__": "cli",
 }
 

@@ -99,5 +99,15 @@ def test_mistakes_are_ordered_by_probability_and_drawn_as_ink_on_paper():
     assert columns.max() < 200
 
 
+def test_a_gallery_grows_with_its_images():
+    images = np.zeros((7, 28, 28), np.uint8)
+    images[6] = 255
+    picture = pixels(plots.gallery(images, [*"0123456"], columns=3))
+    assert picture.shape == (420, 360, 3)
+    rows, columns = np.nonzero((picture < 10).all(axis=-1))  # the last image alone, in the third row
+    assert rows.min() > 280
+    assert columns.max() < 120
+
+
 def test_the_same_picture_is_the_same_bytes():
     assert plots.curves(HISTORY) == plots.curves(HISTORY)

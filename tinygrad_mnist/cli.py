@@ -34,6 +34,7 @@ try:
     from .data.files import open_file
     from .explain_cli import explain
     from .inference import evaluate, load_model, predict, probabilities, versions
+    from .notebooks.cli import app as notebooks
     from .recipe import MNIST, Recipe
     from .runs import REPORT, Run
     from .train import check_data, load_data
@@ -43,6 +44,7 @@ except KeyboardInterrupt:  # importing takes long enough to be interrupted
 
 app = typer.Typer(name="tinygrad-mnist", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")
+app.add_typer(notebooks, name="notebooks")
 app.command()(explain)
 
 INCONCLUSIVE = 3

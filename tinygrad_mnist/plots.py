@@ -80,10 +80,6 @@ def mistakes(images: NDArray[np.uint8], labels: NDArray[Any], probabilities: NDA
     wrong = np.flatnonzero(predicted != labels)
     rows, columns = GRID
     worst = wrong[np.argsort(-certainty[wrong], kind="stable")][: rows * columns]
-    h, w = images.shape[1:]
-    tile_h, tile_w = h + (h + 2) // 3, w + w // 7  # the image, room for two lines above it, a gap beside it
-    paper = np.zeros((rows * tile_h, columns * tile_w), np.uint8)
-
     figure = new_figure(9.6, 6)
     axes = figure.subplots()
     axes.set_axis_off()
@@ -91,13 +87,34 @@ def mistakes(images: NDArray[np.uint8], labels: NDArray[Any], probabilities: NDA
         axes.text(0.5, 0.5, f"All {len(labels)} images are right: there is no mistake to show.", ha="center", color=INK)
         return to_png(figure)
     axes.set_title(f"{len(wrong)} of {len(labels)} images are wrong; the most confident mistakes:", color=INK)
-    for i, n in enumerate(worst):
-        y, x = i // columns * tile_h, i % columns * tile_w
-        paper[y + tile_h - h : y + tile_h, x : x + w] = images[n]
-        text = f"{labels[n]} read as {predicted[n]}\n{certainty[n]:.1%}"  # in one line, long numbers would overlap
-        axes.text(x + w / 2, y + tile_h - h - 1, text, ha="center", va="bottom", fontsize=8, color=INK, in_layout=False)
-    axes.imshow(paper, "gray_r", vmin=0, vmax=255)
+    # In one line, long numbers would overlap
+    captions = [f"{labels[n]} read as {predicted[n]}\n{certainty[n]:.1%}" for n in worst]
+    _tiles(axes, images[worst], captions, rows, columns)
     return to_png(figure)
+
+
+def gallery(images: NDArray[np.uint8], captions: Sequence[str], columns: int) -> bytes:
+    """Images, `columns` in a row, each with a line above it."""
+    rows = -(-len(images) // columns)
+    figure = new_figure(1.2 * columns, 1.4 * rows)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    _tiles(axes, images, captions, rows, columns)
+    return to_png(figure)
+
+
+def _tiles(axes: Any, images: NDArray[np.uint8], captions: Sequence[str], rows: int, columns: int) -> None:
+    """Draw images as ink on paper, with a caption of one or two lines above each."""
+    h, w = images.shape[1:]
+    tile_h, tile_w = h + (h + 2) // 3, w + w // 7  # the image, room for two lines above it, a gap beside it
+    paper = np.zeros((rows * tile_h, columns * tile_w), np.uint8)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        y, x = i // columns * tile_h, i % columns * tile_w
+        paper[y + tile_h - h : y + tile_h, x : x + w] = image
+        axes.text(
+            x + w / 2, y + tile_h - h - 1, caption, ha="center", va="bottom", fontsize=8, color=INK, in_layout=False
+        )
+    axes.imshow(paper, "gray_r", vmin=0, vmax=255)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,11 +1,13 @@
-"""What is shown of a training, on stderr: a progress bar, or only a line for each epoch where there is no terminal."""
+"""What is shown of a training, on stderr: a progress bar, or only a line for each epoch where there is no terminal. And
+how other commands show what they do, and their tables."""
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
-from typing import IO, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 from .runs import Row
 from .train import Monitor, Score, Training
@@ -119,3 +121,30 @@ class Bar(Lines):
 
     def stop(self) -> None:
         self.progress.stop()
+
+
+@contextmanager
+def shown(command: str) -> Iterator[Callable[[str], None]]:
+    """A function that shows, on stderr, what a command is doing: one line that changes, or a line each."""
+    if not stderr().isatty():
+        yield lambda text: print(f"{command}: {text}", file=stderr(), flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(file=stderr(), highlight=False)
+    # No thread that refreshes: it would compete with what is measured
+    with Progress(TimeElapsedColumn(), TextColumn("{task.description}", markup=False), console=console,
+                  auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda text: bar.update(task, description=text, refresh=True)
+
+
+def print_table(table: Any) -> None:
+    """Print one of rich's tables on stdout."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # there is no edge to keep to
+        console.width = 160
+    console.print(table)

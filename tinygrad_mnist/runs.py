@@ -63,7 +63,7 @@ class Run:
             if not os.fspath(path):
                 raise ValueError("the folder of a run needs a name, not ''")
             return cls._made(recipe, Path(path))
-        names = _unused(Path("runs"))
+        names = unused(Path("runs"))
         while True:
             with suppress(FileExistsError):  # a run that started in the same second was faster
                 return cls._made(recipe, next(names))
@@ -168,7 +168,7 @@ def fingerprint(dataset: Iterable[NDArray[Any]]) -> str:
     return " ".join(f"{array.shape}{zlib.crc32(np.ascontiguousarray(array).data):08x}" for array in dataset)
 
 
-def _unused(folder: Path) -> Iterator[Path]:
+def unused(folder: Path) -> Iterator[Path]:
     """Names for a run that starts now."""
     name = time.strftime("%Y%m%d-%H%M%S")
     names = (name if i == 1 else f"{name}-{i}" for i in count(1))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +82,7 @@ def run(
     if provenance["load"][0] > 0.5:
         busy = f"the machine is busy (load {provenance['load'][0]}): times will be too long, and ratios uncertain"
         print(f"bench: {busy}", file=progress.stderr(), flush=True)
-    with _shown() as say:
+    with progress.shown("bench") as say:
         for key in keys:
             if key in WORKS:
                 row = measure.measure(WORKS[key], names, repeats, budget, say)
@@ -92,7 +90,7 @@ def run(
                 row = (measure.measure_train if key == "train" else measure.measure_capture)(repeats, say)
             found["rows"].append(row)
             if not as_json:
-                _print_table(report.table(row))
+                progress.print_table(report.table(row))
             if out:  # what there is, in case that the rest is interrupted
                 report.save(found, out)
         if growth:
@@ -150,29 +148,3 @@ def _chosen(text: str, known: tuple[str, ...], option: str) -> list[str]:
         if name not in known:
             raise ValueError(f"{option}: {name!r} is none of {', '.join(known)}")
     return chosen
-
-
-def _print_table(found: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # there is no edge to keep to
-        console.width = 160
-    console.print(found)
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str], None]]:
-    """A function that shows, on stderr, what is being done: one line that changes, or a line each."""
-    if not progress.stderr().isatty():
-        yield lambda text: print(f"bench: {text}", file=progress.stderr(), flush=True)
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(file=progress.stderr(), highlight=False)
-    # No thread that refreshes: it would compete with what is measured
-    with Progress(TimeElapsedColumn(), TextColumn("{task.description}"), console=console, auto_refresh=False,
-                  transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda text: bar.update(task, description=text, refresh=True)
