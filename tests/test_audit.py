@@ -863,6 +863,13 @@ def test_the_same_range_in_training_and_in_testing_is_no_pitfall(rng):
     assert report.pitfalls == []
 
 
+def test_training_may_change_the_range_of_parameters(rng):
+    b, x = np.zeros(3), rng.random(3)
+    tested_on = {"b": np.ones(3), "x": 10 * x}
+    report = audit(lambda b, x: np.sum(b * x), lambda b, x: {"b": x}, b, x, tested_on=tested_on)
+    assert [pitfall.partition(":")[0] for pitfall in report.pitfalls] == ["x"]
+
+
 def test_a_gradient_that_would_widen_its_parameter_is_right_and_a_pitfall(rng):
     b, x = drawn(rng, (3, 1), (3, 5))
     report = audit(lambda b, x: np.sum(b * x), lambda b, x: {"b": x.sum(axis=1)}, b, x)
@@ -941,6 +948,30 @@ def test_sources_say_which_statement_made_what():
     line = f.__code__.co_firstlineno
     assert [Source(f).makers()[name].line - line for name in "ab"] == [2, 2]
     assert [made(function) for function in (len, np.exp, 3)] == [{}, {}, {}]
+
+
+def handed(e, w, *, rate):
+    scaled = rate * w
+    g = e * scaled
+    return {"e": e, "w": w, "g": g, "rate": rate}
+
+
+def test_sources_follow_what_is_handed_over():
+    def f(x, w):
+        error = x - w
+        return handed(error, w, rate=0.5 * w)
+
+    assert made(f) == {
+        "e": "`error = x - w`", "w": "`w`", "g": "`g = e * scaled` with `scaled = rate * w`", "rate": "`0.5 * w`",
+    }  # fmt: skip
+    line = f.__code__.co_firstlineno
+    assert Source(f).makers()["e"].line == line + 1
+    assert Source(f).makers()["g"].line == handed.__code__.co_firstlineno + 2
+
+    def g(*arrays):
+        return handed(*arrays, rate=1.0)
+
+    assert made(g)["e"] == "`e`"
 
 
 def test_sources_show_what_never_runs():

@@ -57,15 +57,14 @@ def audit(
     must be the gradient; other quantities may all have one factor, and rows for columns.
 
     `tested_on`: other values of some arguments, by name, on which the network was evaluated. `forward` is run on them
-    too, and their range compared. `seed` decides the directions of the differences.
+    too, and their range compared, but for parameters. `seed` decides the directions of the differences.
     """
     for f in forward, backward:
         if not callable(f):
             raise TypeError(f"audit needs two functions, then inputs: audit(forward, backward, W1, ...), not {f!r:.40}")
     given = _entered(argument_names(forward, len(inputs)), inputs)
-    pitfalls = _pitfalls(forward, backward, given, tested_on or {})
     problem = _Problem(forward, backward, [tree_map(_wide, x) for x in given], seed)
-    return _judged(problem, pitfalls)
+    return _judged(problem, _pitfalls(forward, backward, given, tested_on or {}, problem.hand))
 
 
 # ---- inputs -------------------------------------------------------------------------------------------------------
@@ -536,7 +535,9 @@ def _be(names: Sequence[str]) -> str:
 # ---- pitfalls that are no gradients ---------------------------------------------------------------------------------
 
 
-def _pitfalls(forward: Function, backward: Function, inputs: list[Any], tested_on: Mapping[str, Any]) -> list[str]:
+def _pitfalls(
+    forward: Function, backward: Function, inputs: list[Any], tested_on: Mapping[str, Any], parameters: Collection[str]
+) -> list[str]:
     names = argument_names(forward, len(inputs))
     if unknown := sorted(set(tested_on) - set(names)):
         raise ValueError(f"audit: tested_on names {unknown[0]!r}; forward's arguments are {', '.join(names)}")
@@ -550,7 +551,8 @@ def _pitfalls(forward: Function, backward: Function, inputs: list[Any], tested_o
     if tested_on:
         other = _entered(names, [tested_on.get(name, a) for name, a in zip(names, inputs, strict=True)])
         found += _complaints(lambda: forward(*tensors(other)), files, ", on what it was tested on")
-        found += filter(None, map(_range, names, inputs, other))
+        ranges = {name: _range(name, a, b) for name, a, b in zip(names, inputs, other, strict=True)}
+        found += [text for name, text in ranges.items() if text and name not in parameters]
     for f in forward, backward:
         found += [f"{s} is never run: what it checks is switched off" for s in Source(f).never_run()]
     return list(dict.fromkeys(found))

@@ -10,6 +10,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 WIDTH = 100  # of a statement that is quoted
@@ -40,13 +41,34 @@ class Source:
         except (OSError, TypeError, SyntaxError):  # no source, no Python function, a lambda in the middle of a line
             tree = ast.Module([], [])
         self.nodes: list[Any] = sorted(ast.walk(tree), key=lambda node: getattr(node, "lineno", 0))
+        function = inspect.unwrap(function)
+        self.globals = getattr(function, "__globals__", {})
+        code = getattr(function, "__code__", None)
+        self.parameters = code.co_varnames[: code.co_argcount] if code else ()
 
     def makers(self, known: Collection[str] = ()) -> dict[str, Statement]:
-        """For each key of the dicts that the function makes: the statement that made its value. It uses what is neither
-        `known` nor the value of another key."""
-        values = dict(self._entries())
-        known = {*known, *(value.id for value in values.values() if isinstance(value, ast.Name))}
-        return {key: self._maker(value, known) for key, value in values.items()}
+        """For each key of the dicts that the function makes, itself or by `return other(...)`: the statement that made
+        its value. It uses what is neither `known` nor the value of another key."""
+        entries = [*self._made_by_others(), *((key, self, value) for key, value in self._entries())]
+        known = {*known, *(value.id for _, _, value in entries if isinstance(value, ast.Name))}
+        return {key: source._maker(value, known) for key, source, value in entries}
+
+    def _made_by_others(self) -> Iterator[tuple[str, Source, ast.expr]]:
+        """The entries of dicts that functions make whose results are returned as they are: (key, where the value is
+        made, the value). What such a function is given is made here."""
+        for node in self.nodes:
+            call = node.value if isinstance(node, ast.Return) else None
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in self.globals):
+                continue
+            other = Source(self.globals[call.func.id])
+            plain = takewhile(lambda a: not isinstance(a, ast.Starred), call.args)
+            given = dict(zip(other.parameters, plain, strict=False))
+            given |= {word.arg: word.value for word in call.keywords if word.arg}
+            for key, value in other._entries():
+                if isinstance(value, ast.Name) and value.id in given and not other._made(value):
+                    yield key, self, given[value.id]
+                else:
+                    yield key, other, value
 
     def never_run(self) -> list[Statement]:
         """The heads of the blocks under `if False:` and the like."""
