@@ -429,6 +429,30 @@ def test_lines_are_short_and_none_is_dead(letter):
             assert len(re.findall(rf"\b{name}\b", "\n".join(code))) > 1, line
 
 
+def test_notebooks_are_a_users_code():
+    found, weights, samples = small.notebook("B")
+    text = explain(found.forward, *weights.values(), *samples.values(), wrt=tuple(weights))
+    assert all(f"    d{name} = " in text for name in ("P", "Z2", "H", "Z1"))
+    assert re.search(r"# line \d+: Z1 = np.dot\(X, W1.T\) \+ b1\n", text)
+
+
+def test_a_function_among_the_arguments_is_shown_by_its_name():
+    text = explain(lambda x, f: np.sum(f(x)), X, np.tanh, wrt="x")
+    assert "f: tanh, which is fixed in this text" in text
+
+
+def test_layers_without_an_activation_between_them_keep_their_titles():
+    def output(W1, b1, W2, b2):
+        return np.dot(np.dot(X, W1) + b1, W2) + b2
+
+    def loss(W1, b1, W2, b2):
+        return np.mean(output(W1, b1, W2, b2) ** 2)
+
+    text = explain(loss, W, np.zeros(W.shape[1]), V, np.zeros(V.shape[1]))
+    assert "# layer 1: z1 = X @ W1 + b1" in text
+    assert "{" not in text
+
+
 # ---- the command
 
 

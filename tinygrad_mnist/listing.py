@@ -211,7 +211,7 @@ class Listing:
         for parameter, tree in zip(run.parameters, run.inputs, strict=True):
             for path, access, a in paths(tree, parameter):
                 if not (isinstance(a, Tensor) or arrays.is_array(a)):
-                    notes.append(f"{access}: {a!r:.60}, which is fixed in this text")
+                    notes.append(f"{access}: {getattr(a, '__name__', repr(a)):.60}, which is fixed in this text")
                     continue
                 name = path if path == access else self.take(path)
                 if path != access:
@@ -528,7 +528,7 @@ class Listing:
                     node = self.made[z].site.node + 1
                     found.append(_Group(self.born(rest[0].out), node, title, title))
                 continue
-            self.layer_names[heads[k].args[0]] = f"h{k}"
+            self.layer_names.setdefault(heads[k].args[0], f"h{k}")
             drops = any(i.op == "random" for i in rest)
             kinds = list(dict.fromkeys(i.site.op for i in rest))
             what = self.run.titles.get("activation", kinds[0] if len(kinds) == 1 else "")

@@ -10,10 +10,13 @@ from typing import Any
 
 FOREIGN = {__name__.partition(".")[0], "numpy", *sys.stdlib_module_names} - {"__main__"}
 """Modules that are not the user's; the standard library's come with imports and finalizers, at any time."""
+NOTEBOOKS = f"{__name__.partition('.')[0]}.notebooks."
+"""What their authors wrote is a user's, although it lies in this package."""
 
 
 def is_foreign(frame: Any) -> bool:
-    return frame.f_globals.get("__name__", "").partition(".")[0] in FOREIGN
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in FOREIGN and not name.startswith(NOTEBOOKS)
 
 
 @contextmanager
