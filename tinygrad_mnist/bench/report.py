@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import importlib.metadata
 import json
@@ -10,7 +9,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from .. import gpu
+from .. import gpu, webpage
 from ..plots import INK, new_figure, to_png
 from . import tools
 from .compare import FLOOR
@@ -258,13 +257,6 @@ def _plain(axes: Any) -> None:
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#333;max-width:60rem;margin:auto;padding:1rem}
-h2{margin:2.5rem 0 .3rem}img{max-width:100%;height:auto}.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;margin:.6rem 0}
-td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}td.words{text-align:left;white-space:normal;min-width:12rem}
-.missed{color:#a50f15}.met{color:#006d2c}"""
-
 
 def save(report: Mapping[str, Any], folder: Path) -> None:
     """bench.json, bench.html, bench.md and a PNG for each row and sweep."""
@@ -306,40 +298,21 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         for line in judged(row):
             kind = "missed" if line.endswith("MISSED") else "met" if line.endswith("met") else ""
             parts.append(f'<div class="{kind}">{text(line)}</div>')
-        parts.append(_html_table(cells(row)))
+        parts.append(webpage.table(cells(row)))
         parts += [f"<div>{text(line)}</div>" for line in untimed(row)]
-        parts.append(_image(pictures.get(f"row-{row['key']}"), row["title"]))
+        parts.append(webpage.image(pictures.get(f"row-{row['key']}"), row["title"]))
     for key, sweep in (report["growth"] or {}).items():
         crossing = sweep["crossing"]
         gpu_line = f"A GPU overtakes the CPU from {crossing:.0f} on." if crossing else tools.NO_GPU
         parts.append(f"<h2>{text(sweep['title'])}</h2><p>{text(sweep['unit'])}, exponents over the larger half of the "
                      f"sizes. {text(gpu_line)}</p>")
-        parts += [_image(pictures.get(f"growth-{key}"), sweep["title"]), _html_table(growth_cells(sweep))]
+        parts += [webpage.image(pictures.get(f"growth-{key}"), sweep["title"]), webpage.table(growth_cells(sweep))]
     facts = [("fact", "value"), *((name, _shown(value)) for name, value in where.items())]
-    parts.append(f"<h2>Where and how</h2>{_html_table(facts)}<p>All samples are in bench.json.</p>")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>tinygrad-mnist bench</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
+    parts.append(f"<h2>Where and how</h2>{webpage.table(facts)}<p>All samples are in bench.json.</p>")
+    return webpage.document("tinygrad-mnist bench", parts)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(one)}" for name, one in value.items() if one not in (None, "", []))
     return ", ".join(map(_shown, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _html_table(lines: Sequence[Sequence[str]]) -> str:
-    """The first line is the heads. What is long is words, and wraps."""
-    rows = []
-    for tag, line in zip(("th", *["td"] * len(lines)), lines, strict=False):
-        tags = (f'{tag} class="words"' if len(cell) > 25 else tag for cell in line)
-        rows.append("".join(f"<{opened}>{html.escape(cell)}</{tag}>" for opened, cell in zip(tags, line, strict=True)))
-    return f'<div class="wide"><table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>'
-
-
-def _image(picture: bytes | None, words: str) -> str:
-    if picture is None:
-        return ""
-    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
