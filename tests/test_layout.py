@@ -53,9 +53,11 @@ MAY_IMPORT = {
     "explanation",
     "gradcheck": "arrays modes watching core ops numpy_api losses functional testing",
     "export": "data recipe explanation",
-    "explain_cli": "nn recipe explanation gradcheck",
-    "bench": "__init__ arrays gpu nn optim data plots progress",
-    "notebooks": "__init__ arrays numpy core optim gpu data serialize metrics plots runs progress bench",
+    "webpage": "",
+    "bench": "__init__ arrays gpu nn optim data plots progress webpage",
+    "notebooks": "__init__ arrays numpy core optim gpu data serialize metrics plots runs progress explanation "
+    "gradcheck bench",
+    "explain_cli": "nn recipe explanation gradcheck notebooks",
     "cli": "arrays ops gpu testing gradcheck selftest data recipe runs inference train progress bench "
     "notebooks explain_cli export",
     "__main__": "cli",

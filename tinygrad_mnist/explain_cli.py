@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from contextlib import redirect_stdout
 from typing import Annotated
@@ -21,6 +22,11 @@ def explain(
             metavar="FILE.py:FUNCTION", help="A function of a file of yours, instead of a network.", show_default=False
         ),
     ] = None,
+    notebook: Annotated[
+        str | None,
+        typer.Option(help="Of the five, by name or letter: with what it derived by hand.", metavar="NAME",
+                     show_default=False),
+    ] = None,
     model: Annotated[str, typer.Option(help="Units of each layer.", metavar="N-N-...")] = "784-128-64-10",
     activation: Annotated[str, typer.Option(help=f"After each hidden layer: {', '.join(nn.ACTIVATIONS)}.")] = "relu",
     loss: Annotated[str, typer.Option(help="What is minimised, of the softmax: ce or mse.")] = "ce",
@@ -35,18 +41,29 @@ def explain(
     """Print forward and derived backward as plain NumPy: of a network, or of a function of your own.
 
     The text needs nothing but NumPy (or CuPy) and returns the same value and gradients. A file declares the inputs of
-    its function f as `f_inputs = (x, ...)`, or as `def f_inputs(rng)`, as for gradcheck.
+    its function f as `f_inputs = (x, ...)`, or as `def f_inputs(rng)`, as for gradcheck. Of a notebook, what its author
+    derived by hand stands beside the derived lines (below them, in a narrow terminal), and what an audit finds wrong
+    there is marked.
 
     \b
     Examples:
       tinygrad-mnist explain
       tinygrad-mnist explain --model 784-32-10 --activation sigmoid --loss mse --cupy
       tinygrad-mnist explain loss.py:cross_entropy
+      tinygrad-mnist explain --notebook digits-relu-softmax
     """
     from .explanation import explain as explained
     from .explanation import explain_network
 
     library = "cupy" if cupy else "numpy"
+    if notebook is not None:
+        if target is not None:
+            raise ValueError("explain takes FILE.py:FUNCTION or --notebook, not both")
+        from . import notebooks
+        from .notebooks.beside import beside
+
+        print(*beside(notebooks.load(notebook), shutil.get_terminal_size((160, 24)).columns), sep="\n")
+        return
     if target is None:
         if loss not in LOSSES:
             raise ValueError(f"--loss must be ce or mse, not {loss!r}")

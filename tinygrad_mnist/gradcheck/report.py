@@ -319,6 +319,15 @@ class Claim:
         """The statement that made it, or the name where there is no source."""
         return self.source or f"the array for {self.name}"
 
+    @property
+    def row(self) -> dict[str, str]:
+        """The cells of a table, by their heads."""
+        return {
+            "gradient by": self.name, "kind": self.kind, "verdict": self.verdict, "error": f"{self.error:.1e}",
+            "cosine": f"{self.cosine:.4f}", "factor": "-" if self.factor is None else f"{self.factor:.4g}",
+            "follows": {True: "yes", False: "no", None: "-"}[self.follows], "line": str(self.line or "-"),
+        }  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class AuditReport:
@@ -371,20 +380,16 @@ class AuditReport:
         return text + (f"; wrong from {self.first} on" if self.first else "")
 
     def __str__(self) -> str:
-        rows = [
-            {
-                "gradient by": claim.name, "kind": claim.kind, "verdict": claim.verdict, "error": f"{claim.error:.1e}",
-                "cosine": f"{claim.cosine:.4f}", "factor": "-" if claim.factor is None else f"{claim.factor:.4g}",
-                "follows": {True: "yes", False: "no", None: "-"}[claim.follows], "line": str(claim.line or "-"),
-            }
-            for claim in self.claims
-        ]  # fmt: skip
-        lines = [self.summary, *row_and_head(rows, ("gradient by", "kind", "verdict")), *self.sentences]
-        lines += [f"hint: {hint}" for hint in self.hints]
+        table = row_and_head([claim.row for claim in self.claims], ("gradient by", "kind", "verdict"))
+        return "\n".join([self.summary, *table, *self.remarks])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What there is to say below the table."""
+        lines = [*self.sentences, *(f"hint: {hint}" for hint in self.hints)]
         lines += [f"pitfall: {pitfall}" for pitfall in self.pitfalls]
         held = self.numeric
-        lines.append(f"derived gradient against differences: {held.verdict}, resolution {held.resolution:.0e}")
-        return "\n".join(lines)
+        return [*lines, f"derived gradient against differences: {held.verdict}, resolution {held.resolution:.0e}"]
 
     def to_json(self) -> str:
         """The report as one JSON object; numbers that JSON has not are the strings "nan", "inf", "-inf".

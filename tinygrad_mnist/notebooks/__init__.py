@@ -41,10 +41,12 @@ class Notebook:
     seed: int = 0
     columns: bool = False  # whether x and y hold a sample in each column, or in each row
     initial: Callable[..., Mapping[str, Any]]  # (rng, sizes)
+    samples: Callable[[Any], tuple[Any, Any]]  # (rng) x and y, a row each, of a few samples, or one if a step has one
     forward: Callable[..., Any]
-    backward: Callable[..., dict[str, Any]] | None = None
+    backward: Callable[..., dict[str, Any]] | None = None  # None where nothing is by hand
     reported_cost: Callable[..., Any] | None = None
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})  # keywords of these functions
+    tested_on: Callable[..., Mapping[str, Any]] | None = None  # (weights, x, y, *variant) what it tests on, by name
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})  # arguments after x and y
     run: Callable[..., None]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from .. import optim, plots, softmax_cross_entropy
 from ..bench.works import Work
 from . import Notebook
-from .loops import Images, Loop, Session, Weights, accuracy, mnist, sample, spread
+from .loops import FEW, Images, Loop, Session, Weights, accuracy, mnist, sample, spread
 
 SIZES = 784, 128, 64, 10
 TRAIN, BATCH, RATE, EPSILON, EPOCHS, SEEDS = 54_000, 144, 1e-3, 1e-7, 10, 5  # the other 6000 images, drawn, validate
@@ -55,6 +55,11 @@ def forward(W1, b1, W2, b2, W3, b3, X, y, first="relu"):
 def right(W1, b1, W2, b2, W3, b3, X, y, first="relu"):
     """The number of right answers."""
     return (output(W1, b1, W2, b2, W3, b3, X, first).data.argmax(axis=1) == y).sum()
+
+
+def few(rng: Any) -> tuple[Any, Any]:
+    images = mnist(FEW, dtype="float32")
+    return images.x, images.labels
 
 
 def run(session: Session) -> None:
@@ -144,5 +149,5 @@ def times(session: Session, images: Images) -> None:
 NOTEBOOK = Notebook(
     letter="B'", name="adam-128-64", model="784-128-64-10, relu, softmax", data="60 000 MNIST images, batches of 144",
     said=f"test accuracy {TEST['accuracy']:.2%}, loss {REPORTED[10]['train_loss']:.4f}",
-    initial=initial, forward=forward, variants=VARIANTS, run=run,
+    initial=initial, samples=few, forward=forward, variants=VARIANTS, run=run,
 )

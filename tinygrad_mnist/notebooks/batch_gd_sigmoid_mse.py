@@ -12,12 +12,11 @@ import numpy as np
 
 from .. import grad
 from . import Notebook
-from .loops import Loop, Session, Weights, accuracy, mnist, own_loop, sample
+from .loops import FEW, Loop, Session, Weights, accuracy, mnist, own_loop, sample
 from .sgd_sigmoid_mse import from_error, initial, output
 
 SAMPLES, RATE, EPOCHS = 2000, 0.2, 2000
 REPORTED = {"seconds": 507.0, "seconds of 20 000 epochs": 4948.7}
-WEIGHTS = "W4", "W3", "W2", "W1"
 
 
 def forward(W1, W2, W3, W4, X, Y):
@@ -41,7 +40,6 @@ def reported_cost(W1, W2, W3, W4, X, Y):
 
 
 def backward(W1, W2, W3, W4, X, Y):
-    """No intermediates: those of `from_error` are of one sample, the forward's of all."""
     E = 0
     for k in range(X.shape[1]):
         x, y = X[:, k : k + 1], Y[:, k : k + 1]
@@ -51,8 +49,7 @@ def backward(W1, W2, W3, W4, X, Y):
         Z4 = 1 / (1 + np.exp(-np.dot(W4.T, Z3)))
         E = E + (Z4 - y)
     E = E / X.shape[1]
-    gradients = from_error(E, x, Z1, Z2, Z3, Z4, W2, W3, W4)
-    return {name: gradients[name] for name in WEIGHTS}
+    return from_error(E, x, Z1, Z2, Z3, Z4, W2, W3, W4)
 
 
 def at_once(W1, W2, W3, W4, X, Y):
@@ -63,8 +60,7 @@ def at_once(W1, W2, W3, W4, X, Y):
     Z4 = 1 / (1 + np.exp(-np.dot(W4.T, Z3)))
     E = np.sum(Z4 - Y, axis=1, keepdims=True) / X.shape[1]
     x, z1, z2, z3, z4 = (A[:, -1:] for A in (X, Z1, Z2, Z3, Z4))
-    gradients = from_error(E, x, z1, z2, z3, z4, W2, W3, W4)
-    return {name: gradients[name] for name in WEIGHTS}
+    return from_error(E, x, z1, z2, z3, z4, W2, W3, W4)
 
 
 def run(session: Session) -> None:
@@ -128,5 +124,6 @@ def times(session: Session, weights: Weights) -> None:
 NOTEBOOK = Notebook(
     letter="A'", name="batch-gd-sigmoid-mse", model="784-150-100-50-10, sigmoid", data="2000 MNIST images at once",
     said=f'{REPORTED["seconds"]} s; "not like SGD"', columns=True,
-    initial=initial, forward=forward, backward=backward, reported_cost=reported_cost, run=run,
+    initial=initial, samples=lambda rng: mnist(FEW)[:2], forward=forward, backward=backward,
+    reported_cost=reported_cost, run=run,
 )

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .. import arrays, gpu, progress, runs, serialize
+from .. import gpu, progress, runs
 from . import MODULES, load
 
-RESULT = "result.json"
 WIDTH = 15
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, no_args_is_help=True,
-    help="""Train the five notebooks that this package grew out of, and compare with what they reported.
+    help="""Train and audit the five notebooks that this package grew out of, beside what they reported.
 
     \b
     Examples:
       tinygrad-mnist notebooks list
       tinygrad-mnist notebooks run sgd-sigmoid-mse
+      tinygrad-mnist notebooks audit
     """,
 )
 
@@ -71,53 +70,67 @@ def run(
       tinygrad-mnist notebooks run adam-128-64 --seed 7 --out runs/keras
       tinygrad-mnist notebooks run E --device gpu --json
     """
-    from ..bench import report
-    from .loops import Line, Session
+    from . import results
+    from .loops import Line
 
     notebook = load(name)
     chosen, reason = gpu.choose(device)
     folder = next(runs.unused(Path("runs"))) if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    facts: dict[str, Any] = {
-        "notebook": notebook.name,
-        "letter": notebook.letter,
-        "quick": quick,
-        "seed": notebook.seed if seed is None else seed,
-        "device": chosen,
-        "emulated": gpu.emulated(chosen),
-        "provenance": report.provenance(),
-    }
-
-    def save(finished: bool = False) -> dict[str, Any]:
-        minutes = round((time.perf_counter() - start) / 60, 2)
-        found = {**facts, "finished": finished, "minutes": minutes, **session.result()}
-        serialize.write(folder / RESULT, json.dumps(found, indent=1, allow_nan=False).encode())
-        return found
+    seed = notebook.seed if seed is None else seed
 
     def show(line: Line | str) -> None:
         if not as_json:
             print(line if isinstance(line, str) else _columns(*asdict(line).values()), flush=True)
-        save()
 
     if not as_json:
         print(f"device: {chosen} ({reason})", file=progress.stderr(), flush=True)
-        print(f"{notebook.letter}. {notebook.name}: {notebook.model}; {notebook.data}; seed {facts['seed']}")
+        print(f"{notebook.letter}. {notebook.name}: {notebook.model}; {notebook.data}; seed {seed}")
         if quick:
-            print("A quick run: fewer samples and epochs than the notebook's; its figures are not comparable.")
+            print(results.QUICK)
         print(_columns("", "reported", "ours", "ratio"))
     with progress.shown("notebooks") if not as_json else nullcontext(lambda text: None) as say:
-        session = Session(quick, chosen, facts["seed"], say, show)
-        with arrays.explaining("training", chosen):
-            notebook.run(session)
-    session.draw()
-    for picture, png in session.pictures.items():
-        serialize.write(folder / picture, png)
-    found = save(finished=True)
+        found = results.train(notebook, folder, quick=quick, device=chosen, seed=seed, say=say, show=show)
     if as_json:
         print(json.dumps({"folder": str(folder), **found}, allow_nan=False))
     else:
         print(f"Results and pictures: {folder}")
+
+
+@app.command()
+def audit(
+    name: Annotated[str | None, typer.Argument(help="A name or letter.  [default: all]", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the audits as JSON.")] = False,
+) -> None:
+    """Say of every gradient that was derived by hand whether it is the gradient of the loss, and if not, which line is
+    wrong.
+
+    Of A' and D also whether it is that of the cost that they report. Each at the notebook's own first weights and a few
+    of its samples. Exit code 0: the audit was done. That a notebook is wrong is what it finds, and no failure.
+
+    \b
+    Examples:
+      tinygrad-mnist notebooks audit
+      tinygrad-mnist notebooks audit digits-relu-softmax
+      tinygrad-mnist notebooks audit D --json
+    """
+    from ..gradcheck.report import row_and_head
+    from . import audits
+
+    chosen = [load(letter) for letter in (MODULES if name is None else [name])]
+    found = {}
+    for notebook in chosen:
+        found[notebook.letter] = audits.audits(notebook)
+        if as_json:
+            continue
+        if not found[notebook.letter]:
+            print(f"{notebook.letter}. {notebook.name}: {audits.NOTHING}\n")
+        for one in found[notebook.letter]:
+            print(f"{notebook.letter}. {notebook.name}, gradient of the {one.title}: {one.report.verdict}")
+            print(*row_and_head(audits.rows(one.report), audits.LEFT), *one.report.remarks, "", sep="\n")
+    if as_json:
+        print(json.dumps(audits.as_json(found), allow_nan=False))
+    else:
+        print(audits.summary_text(found))
 
 
 def _columns(what: str, reported: str, ours: str, ratio: str, note: str = "") -> str:

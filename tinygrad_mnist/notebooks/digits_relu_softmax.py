@@ -16,6 +16,7 @@ import numpy as np
 from ..runs import Row
 from . import Notebook
 from .loops import Loop, Session, Weights, accuracy, own_loop, sample, spread
+from .mse_2_3_1 import s
 
 SIZES = 64, 200, 150, 10
 RATE, EPOCHS, SPLIT = 0.002, 500, {"test_size": 0.33, "random_state": 42}
@@ -59,6 +60,14 @@ def backward(W1, b1, W2, b2, W3, b3, x, y):
     delta3 = q / 10
     delta2 = softmax(z2) * (1 - softmax(z2)) * (W3 @ delta3)
     delta1 = (z1 > 0) * (W2 @ delta2)
+    if False:  # its check, of one weight in another network: sigmoids throughout, and a binary loss
+        eps, J = 1e-4, []
+        for step in (eps, -eps):
+            W = W1.copy()
+            W[0, 0] += step
+            p = s(W3.T @ s(W2.T @ s(W.T @ x + b1) + b2) + b3)
+            J.append(-np.sum(y * np.log(p) + (1 - y) * np.log(1 - p)))
+        print((J[0] - J[1]) / (2 * eps), (x @ delta1.T)[0, 0])
     return {
         "z3": delta3, "z2": delta2, "z1": delta1,
         "W3": a2 @ delta3.T, "b3": delta3, "W2": a1 @ delta2.T, "b2": delta2, "W1": x @ delta1.T, "b1": delta1,
@@ -83,6 +92,12 @@ def digits() -> list[Any]:
     return split
 
 
+def one(rng: Any) -> tuple[Any, Any]:
+    """The first of its training samples, and its label as a row."""
+    x, _, labels, _ = digits()
+    return x[:1], np.eye(10)[labels[:1]]
+
+
 def run(session: Session) -> None:
     x, x_test, labels, labels_test = digits()
     y = np.eye(10)[labels]
@@ -94,8 +109,9 @@ def run(session: Session) -> None:
     last = [rows[-1]["test_accuracy"] for rows in found]
     middle(session, f"as it stands: accuracy after {epochs} epochs", REPORTED["accuracy"], last)
     for seed, rows in zip(seeds, found, strict=True):
-        where = rises(rows) or f"none of {epochs}"
-        session.remark(f"As it stands, seed {seed}: the summed loss rises for the first time at epoch {where}.")
+        rise = rises(rows)
+        where = f"for the first time at epoch {rise}" if rise else f"in none of {epochs} epochs"
+        session.remark(f"As it stands, seed {seed}: the summed loss rises {where}.")
     row = train(session, x, y, x_test, labels_test, "derived gradient", session.seed)[-1]
     session.figure("derived gradient: loss in the end", None, row["train_loss"], f"at epoch {row['epoch']}")
     session.figure("derived gradient: accuracy", REPORTED["accuracy"], row["test_accuracy"], "asked for: 0.96")
@@ -142,5 +158,5 @@ def times(session: Session, x: Any, y: Any) -> None:
 NOTEBOOK = Notebook(
     letter="C", name="digits-relu-softmax", model="64-200-150-10, relu, softmax", data="1797 digits of scikit-learn",
     said=f"accuracy {REPORTED['accuracy']:.2%} after {STOPPED} epochs", columns=True,
-    initial=initial, forward=forward, backward=backward, run=run,
+    initial=initial, samples=one, forward=forward, backward=backward, run=run,
 )

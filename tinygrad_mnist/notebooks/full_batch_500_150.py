@@ -13,7 +13,7 @@ import numpy as np
 from .. import numpy as cp
 from ..bench.works import Work
 from . import Notebook
-from .loops import Images, Loop, Session, Weights, accuracy, mnist, own_loop, sample
+from .loops import FEW, Images, Loop, Session, Weights, accuracy, mnist, own_loop, sample
 
 SIZES = 784, 500, 150, 10
 SAMPLES, RATE, ITERATIONS = 60_000, 0.1, 1000
@@ -128,5 +128,6 @@ def times(session: Session, images: Images) -> None:
 NOTEBOOK = Notebook(
     letter="E", name="full-batch-500-150", model="784-500-150-10, relu, softmax", data="60 000 MNIST images at once",
     said=f"loss {REPORTED[1000]} after 1000 iterations, accuracy {ACCURACY:.2%}", columns=True,
-    initial=initial, forward=forward, backward=backward, run=run,
+    initial=initial, samples=lambda rng: mnist(FEW)[:2], forward=forward, backward=backward,
+    tested_on=lambda weights, X, E: {"X": 255 * X}, run=run,
 )

@@ -21,6 +21,8 @@ from ..runs import Row
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
+FEW = 32
+"""Images are enough to audit a gradient on."""
 ROUNDS = 5
 """Samples of each time; of a quick run 1."""
 TICKS = 20
@@ -261,7 +263,7 @@ class Session:
         """Precision and recall of each class on the test images, and the confusion matrix, of one training."""
         counts = metrics.confusion(labels, np.argmax(scores, axis=axis), 10)
         self.tests[title] = metrics.report(counts)
-        self.pictures[_file("confusion", title)] = plots.confusion(counts)
+        self.pictures[picture("confusion", title)] = plots.confusion(counts)
 
     @contextmanager
     def pytorch(self, work: Work) -> Iterator[dict[str, Callable[[], float]]]:
@@ -289,7 +291,7 @@ class Session:
     def draw(self) -> None:
         """The curves of each training, among the pictures."""
         for title, rows in self.history.items():
-            self.pictures[_file("curves", title)] = plots.curves(rows)
+            self.pictures[picture("curves", title)] = plots.curves(rows)
 
     def result(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -305,7 +307,8 @@ class Session:
         self.show(line)
 
 
-def _file(kind: str, title: str) -> str:
+def picture(kind: str, title: str) -> str:
+    """The name of the file for a training."""
     return f"{'-'.join([kind, *title.replace(',', '').split()])}.png"
 
 

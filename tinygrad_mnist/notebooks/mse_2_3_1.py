@@ -57,6 +57,10 @@ def backward(W1, b1, W2, b2, X, Y):
     return {"P": dP, "Z2": dZ2, "W2": dW2, "b2": db2, "H": dH, "Z1": dZ1, "W1": dW1, "b1": db1}
 
 
+def points(rng: Any) -> tuple[Any, Any]:
+    return rng.rand(SAMPLES, 2), rng.randint(low=0, high=2, size=(SAMPLES,))
+
+
 def printed(value: Any) -> str:
     """As the notebook prints it, in one line."""
     if np.ndim(value) == 0:
@@ -68,7 +72,7 @@ def printed(value: Any) -> str:
 def run(session: Session) -> None:
     rng = np.random.RandomState(session.seed)
     weights = initial(rng)
-    X, Y = rng.rand(SAMPLES, 2), rng.randint(low=0, high=2, size=(SAMPLES,))
+    X, Y = points(rng)
     placed = [arrays.move(a, session.device) for a in (*weights.values(), X, Y)]
     with arrays.computing_on(session.device):
         L, gradients = value_and_grad(forward, (0, 1, 2, 3))(*placed)
@@ -81,5 +85,6 @@ def run(session: Session) -> None:
 
 NOTEBOOK = Notebook(
     letter="B", name="mse-2-3-1", model="2-3-1, sigmoid", data="1000 random points",
-    said=f"L = {REPORTED['L']}, and its gradient", initial=initial, forward=forward, backward=backward, run=run,
+    said=f"L = {REPORTED['L']}, and its gradient", initial=initial, samples=points, forward=forward, backward=backward,
+    run=run,
 )

@@ -49,7 +49,7 @@ def from_error(e, x, Z1, Z2, Z3, Z4, W2, W3, W4):
     D = C @ (T3 * W2).T
     T4 = np.ones_like(x) @ (Z1 * (1 - Z1)).T
     gW1 = D * (T4 * x)  # lost in the document's text, and taken from A'
-    return {"Z4": e, "W4": gW4, "Z3": B.T, "W3": gW3, "Z2": C.T, "W2": gW2, "Z1": D.T, "W1": gW1}
+    return {"Z4": e, "W4": gW4, "Z3": B, "W3": gW3, "Z2": C, "W2": gW2, "Z1": D, "W1": gW1}
 
 
 def output(W1, W2, W3, W4, x):
@@ -98,5 +98,6 @@ def times(session: Session, weights: Weights) -> None:
 
 NOTEBOOK = Notebook(
     letter="A", name="sgd-sigmoid-mse", model="784-150-100-50-10, sigmoid", data="2000 MNIST images, one a step",
-    said=f"{REPORTED['seconds']} s", columns=True, initial=initial, forward=forward, backward=backward, run=run,
+    said=f"{REPORTED['seconds']} s", columns=True,
+    initial=initial, samples=lambda rng: mnist(1)[:2], forward=forward, backward=backward, run=run,
 )
