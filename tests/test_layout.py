@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "webpage": "",
     "bench": "__init__ arrays gpu nn optim data plots progress webpage",
     "notebooks": "__init__ arrays numpy core optim gpu data serialize metrics plots runs progress explanation "
-    "gradcheck bench",
+    "gradcheck webpage bench",
     "explain_cli": "nn recipe explanation gradcheck notebooks",
     "cli": "arrays ops gpu testing gradcheck selftest data recipe runs inference train progress bench "
     "notebooks explain_cli export",

@@ -1,14 +1,19 @@
-"""The notebooks beside the truth: the audit of what they derived by hand and `explain --notebook`."""
+"""The notebooks beside the truth: the audit of what they derived by hand, `explain --notebook`, and the page."""
 
+import html
 import json
 import re
+import shutil
+import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tinygrad_mnist import cli, notebooks
-from tinygrad_mnist.notebooks import audits, beside
+from tinygrad_mnist.notebooks import audits, beside, page, results
 from tinygrad_mnist.notebooks.audits import LOSS, REPORTED
+from tinygrad_mnist.notebooks.loops import Line
 
 WIDE, NARROW = 160, 80
 DEEP = {f"{kind}{k}" for kind in "Wb" for k in (1, 2, 3, 4)}
@@ -169,8 +174,138 @@ def test_what_was_derived_by_hand_stands_beside_the_line_for_the_same(run):
         assert f"  # d{name} = " in line
 
 
+def test_explain_writes_a_notebook_for_cupy(run):
+    code, out, _ = run("explain", "--notebook", "B", "--cupy")
+    assert code == 0
+    assert out.startswith("import cupy as cp\n")
+    assert "cp.exp(-Z1)" in out
+
+
 def test_explain_takes_a_file_or_a_notebook(run):
     code, _, err = run("explain", "loss.py:f", "--notebook", "B")
     assert code == 2
     assert err == "tinygrad-mnist: explain takes FILE.py:FUNCTION or --notebook, not both\n"
     assert run("explain", "--notebook", "F")[0] == 2
+
+
+# ---- the command report
+
+TITLE, NOTE = "tanh, 0.01, by hand", "0.2881 to 0.2950 for 3 seeds, 6000 images"
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Letters of the notebooks that were run. What they do in a run takes no time."""
+    letters = []
+
+    def training(letter, real):
+        def train(session):
+            letters.append(letter)
+            if letter == "B":
+                return real(session)  # digits that fill the line
+            rng = np.random.default_rng(0)
+            session.figure("loss at iteration 1000", 0.2916, 0.29, NOTE)
+            session.remark("dense_1 (Dense)  (None, 128)   100480")
+            for epoch in (1, 2, 3):
+                session.row(TITLE, epoch, train_loss=1 / epoch, test_accuracy=1 - 0.1 / epoch)
+            session.compare(TITLE, rng.integers(0, 10, 500), rng.random((10, 500)))
+
+        return train
+
+    for letter, name in notebooks.MODULES.items():
+        found = notebooks.load(letter)
+        changed = replace(found, run=training(letter, found.run))
+        monkeypatch.setattr(f"tinygrad_mnist.notebooks.{name}.NOTEBOOK", changed)
+    return letters
+
+
+def test_the_page_has_everything_and_needs_nothing_else(run, trained, tmp_path):
+    code, out, err = run("notebooks", "report", "--quick", "--out", tmp_path / "of")
+    assert code == 0, err
+    assert out == f"Report: {tmp_path / 'of' / 'notebooks.html'}\n"
+    assert trained == [*notebooks.MODULES]
+    text = (tmp_path / "of" / "notebooks.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|<script|<link|url\(|@import", text)
+    assert re.findall(r'src="([^,"]*)', text) == ["data:image/png;base64"] * 2 * 6
+    words = html.unescape(text)
+    for letter in notebooks.MODULES:
+        assert f"<h2>{html.escape(letter)}. {notebooks.load(letter).name}</h2>" in text
+    assert words.count(results.QUICK) == 7
+    assert "curves tanh 0.01 by hand" in words
+    assert NOTE in words
+    assert "`delta3 = q / 10` with `q = softmax(a3);" in words
+    assert audits.NOTHING in words
+
+
+BROKEN = {
+    "nothing": lambda folder: shutil.rmtree(folder),
+    "no JSON": lambda folder: (folder / "result.json").write_text("{"),
+    "no text": lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe\x00"),
+    "another JSON": lambda folder: (folder / "result.json").write_text('[{"lines": 3}]'),
+    "half a line": lambda folder: edit(folder, lines=[{"what": "loss"}]),
+    "interrupted": lambda folder: edit(folder, finished=False),
+    "another notebook's": lambda folder: edit(folder, letter="E"),
+    "a picture gone": lambda folder: (folder / "confusion-tanh-0.01-by-hand.png").unlink(),
+}
+
+
+def edit(folder, **changes):
+    path = folder / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_what_is_there_is_taken_and_what_is_broken_is_run_again(run, trained, tmp_path):
+    assert run("notebooks", "run", "D", "--out", tmp_path / "D")[0] == 0
+    arguments = "notebooks", "report", "--quick", "--out", tmp_path
+    for expected in ([letter for letter in notebooks.MODULES if letter != "D"], []):
+        trained.clear()
+        assert run(*arguments)[0] == 0
+        assert trained == expected
+    text = (tmp_path / "notebooks.html").read_text(encoding="utf-8")
+    assert html.unescape(text).count(results.QUICK) == 6
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_results_are_not_read(trained, tmp_path, how):
+    found = notebooks.load("D")
+    results.train(found, tmp_path / "D", quick=True, device="cpu", seed=0)
+    line = Line("loss at iteration 1000", "0.2916", "0.29", "0.995", NOTE)
+    assert results.read(found, tmp_path / "D").lines == [line]
+    BROKEN[how](tmp_path / "D")
+    assert results.read(found, tmp_path / "D") is None
+
+
+def test_pictures_of_an_earlier_run_are_left_out(trained, tmp_path):
+    found = notebooks.load("D")
+    results.train(found, tmp_path, quick=True, device="cpu", seed=0)
+    for name in ("curves-1000-images.png", "classes.png"):
+        (tmp_path / name).write_bytes(b"PNG")
+    names = {"curves-tanh-0.01-by-hand.png", "confusion-tanh-0.01-by-hand.png", "classes.png"}
+    assert results.read(found, tmp_path).pictures.keys() == names
+
+
+def test_the_page_fits_a_phone_and_a_screen(audited, trained, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    found = {}
+    for letter in notebooks.MODULES:
+        of = notebooks.load(letter)
+        found[letter] = results.read_or_run(of, tmp_path / letter, quick=True, device="cpu", say=print)
+    inner = html.escape(page.page(found, audited))
+    frame = '<iframe style="width:{}px;height:800px;border:0" srcdoc="{}"></iframe>'  # no window is narrower than 500
+    measured = "[w.innerWidth, w.document.documentElement.scrollWidth, w.document.images.length]"
+    (tmp_path / "frames.html").write_text(
+        frame.format(390, inner) + frame.format(1200, inner) + '<p id="found"></p><script>onload = () => '
+        f'document.getElementById("found").textContent = Array.from(frames).map(w => {measured})</script>',
+        encoding="utf-8",
+    )
+    options = "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"
+    command = [browser, *options, f"file://{tmp_path}/frames.html"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    (values,) = re.findall(r'<p id="found">([\d,]+)</p>', done.stdout)
+    numbers = [int(value) for value in values.split(",")]
+    for width, (inside, needed, pictures) in zip((390, 1200), (numbers[:3], numbers[3:]), strict=True):
+        assert inside == width
+        assert needed <= inside
+        assert pictures == 12

@@ -24,7 +24,7 @@ def explain(
     ] = None,
     notebook: Annotated[
         str | None,
-        typer.Option(help="Of the five, by name or letter: with what it derived by hand.", metavar="NAME",
+        typer.Option(help="A notebook, by name or letter, and what it derived by hand.", metavar="NAME",
                      show_default=False),
     ] = None,
     model: Annotated[str, typer.Option(help="Units of each layer.", metavar="N-N-...")] = "784-128-64-10",
@@ -62,7 +62,8 @@ def explain(
         from . import notebooks
         from .notebooks.beside import beside
 
-        print(*beside(notebooks.load(notebook), shutil.get_terminal_size((160, 24)).columns), sep="\n")
+        width = shutil.get_terminal_size((160, 24)).columns
+        print(*beside(notebooks.load(notebook), width, library), sep="\n")
         return
     if target is None:
         if loss not in LOSSES:

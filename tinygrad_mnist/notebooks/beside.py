@@ -17,16 +17,16 @@ Line = tuple[str, list[str]]
 """(a derived one, the hand-derived ones for the same quantity)."""
 
 
-def beside(notebook: Notebook, width: int) -> Iterator[str]:
-    """Lines of the derived program of each variant. In its backward part the hand-derived statements stand as comments,
-    on the right if that fits into `width`, else below."""
+def beside(notebook: Notebook, width: int, xp: str = "numpy") -> Iterator[str]:
+    """Lines of the derived program of each variant, as `explain` has them. In its backward part the hand-derived
+    statements stand as comments, on the right if that fits into `width`, else below."""
     weights, samples = point(notebook)
     makers = Source(notebook.backward).makers(notebook.forward.__code__.co_varnames) if notebook.backward else {}
     for variant, options in notebook.variants.items():
         if variant:
             yield f"# {variant}"
         inputs = *weights.values(), *samples.values(), *options.values()
-        text = explain(notebook.forward, *inputs, wrt=tuple(weights)).splitlines()
+        text = explain(notebook.forward, *inputs, xp=xp, wrt=tuple(weights)).splitlines()
         start = next(k for k, line in enumerate(text, start=1) if line.startswith(HEADING))
         yield from text[:start]
         wrong = audit(notebook.forward, notebook.backward, *inputs).wrong if notebook.backward else []

@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from .. import gpu, progress, runs
+from .. import gpu, progress, runs, serialize
 from . import MODULES, load
 
+PAGE = "notebooks.html"
 WIDTH = 15
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
       tinygrad-mnist notebooks list
       tinygrad-mnist notebooks run sgd-sigmoid-mse
       tinygrad-mnist notebooks audit
+      tinygrad-mnist notebooks report --quick
     """,
 )
 
@@ -131,6 +133,37 @@ def audit(
         print(json.dumps(audits.as_json(found), allow_nan=False))
     else:
         print(audits.summary_text(found))
+
+
+@app.command()
+def report(
+    quick: Annotated[bool, typer.Option("--quick", help="Run quickly what has to be run.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, gpu, gpu:N, or auto: a GPU if there is one.")] = "auto",
+    out: Annotated[
+        Path, typer.Option(help="The folder of the report, with a folder for each notebook, by letter.")
+    ] = Path("runs/notebooks"),
+) -> None:
+    """Write one page on all notebooks: reported and reproduced, learning curves, confusion matrices, audits, times.
+
+    It takes the results that `notebooks run D --out FOLDER/D` left, and runs what is missing: without --quick, all of
+    it takes an hour. The page needs nothing else: it can be sent, or printed.
+
+    \b
+    Examples:
+      tinygrad-mnist notebooks report --quick
+      tinygrad-mnist notebooks report --out runs/today
+    """
+    from . import audits, page, results
+
+    chosen, _ = gpu.choose(device)
+    found = {}
+    with progress.shown("notebooks") as say:
+        say("audits")
+        audited = audits.all_audits()
+        for letter in MODULES:
+            found[letter] = results.read_or_run(load(letter), out / letter, quick=quick, device=chosen, say=say)
+    serialize.write(out / PAGE, page.page(found, audited).encode())
+    print(f"Report: {out / PAGE}")
 
 
 def _columns(what: str, reported: str, ours: str, ratio: str, note: str = "") -> str:
