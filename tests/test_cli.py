@@ -6,7 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pretend_gpu
@@ -19,7 +19,7 @@ from tinygrad_mnist import cli, nn, progress
 from tinygrad_mnist import train as training_module
 from tinygrad_mnist.data import Preprocess
 from tinygrad_mnist.inference import save_model
-from tinygrad_mnist.recipe import Recipe
+from tinygrad_mnist.recipe import RECIPES, Recipe
 from tinygrad_mnist.runs import MODEL, Run
 
 COMMANDS = typer.main.get_command(cli.app).commands
@@ -130,6 +130,17 @@ def test_options_override_the_config_file_and_both_the_defaults(train, tmp_path)
     assert code == 0
     assert (recipe.epochs, recipe.batch, recipe.lr, recipe.nesterov, recipe.momentum) == (2, 50, 1e-3, False, 0.5)
     assert recipe.layers == (784, 16, 10)
+
+
+def test_options_override_the_config_file_and_both_a_named_recipe(train, tmp_path):
+    (tmp_path / "c.toml").write_text("epochs = 1\nbatch = 50\nrotation = 5\n")
+    options = ("--config", tmp_path / "c.toml", "--rotation", "6", "--dtype", "float64")
+    code, _, _ = train("--out", tmp_path / "run", "--recipe", "best", *options)
+    recipe = Run.open(tmp_path / "run").recipe
+    assert code == 0
+    assert (recipe.epochs, recipe.layers, recipe.batch, recipe.rotation) == (2, (784, 16, 10), 50, 6.0)
+    same = {"data": recipe.data, "epochs": 2, "layers": (784, 16, 10), "batch": 50, "rotation": 6.0, "dtype": "float64"}
+    assert recipe == replace(RECIPES["best"], **same)
 
 
 def test_the_config_that_a_run_wrote_reproduces_it(train, run, tmp_path):
@@ -308,6 +319,8 @@ def test_info(run, monkeypatch):
         ("train --data ", "data must be 'mnist' or a path; got ''"),
         ("train --data nowhere", "{here}/nowhere: expected a readable file, found No such file or directory"),
         ("train --config nowhere.toml", "nowhere.toml: No such file or directory"),
+        ("train --recipe bset", "recipe must be best or record; got 'bset'"),
+        ("train --resume r --recipe best", "--resume goes on as the run began: leave out --recipe"),
         ("train --resume nowhere", "nowhere is no run folder: it has no config.toml"),
         ("train --resume r --weight-decay 1", "--resume goes on as the run began: leave out --weight-decay"),
         ("train --resume r --no-nesterov", "--resume goes on as the run began: leave out --nesterov"),

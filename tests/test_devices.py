@@ -15,7 +15,7 @@ import numpy as np
 import pretend_gpu
 import pytest
 from pretend_gpu import nvrtc
-from small import RECIPE, dataset, without_times
+from small import DISTORTED, RECIPE, dataset, without_times
 
 import tinygrad_mnist.numpy as cp
 from tinygrad_mnist import (
@@ -503,6 +503,7 @@ def test_clipping_what_is_not_finite_makes_all_of_it_nan(device, bad):
 RECIPES = {
     "Adam, one cycle, dropout": RECIPE,
     "SGD": replace(RECIPE, optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, clip=0.5, l2=1e-3, schedule="cosine"),
+    "distorted": DISTORTED,
     "MSE": replace(RECIPE, optimizer="adamw", weight_decay=0.1, loss="mse", activation="tanh", dtype="float64"),
 }
 
@@ -556,8 +557,9 @@ def test_evaluate_and_predict_take_images_of_either_side(device):
     assert predict(training.model, training.preprocess, images[:1]).shape == (1, 10)
 
 
-def test_a_data_set_larger_than_the_device_is_streamed(device, monkeypatch):
-    recipe = replace(RECIPE, epochs=1)
+@pytest.mark.parametrize("recipe", [RECIPE, DISTORTED], ids=["plain", "distorted"])
+def test_a_data_set_larger_than_the_device_is_streamed(device, monkeypatch, recipe):
+    recipe = replace(recipe, epochs=1)
     expected = train(recipe, dataset(), device=device)
     monkeypatch.setattr(arrays, "available", lambda like: 1000)
     training = Training(recipe, dataset(), device)

@@ -65,6 +65,11 @@ def test_the_data_lie_beside_the_script(tmp_path):
     compile(text, "train_mnist.py", "exec")
 
 
+def test_a_recipe_with_distortions_is_refused():
+    with pytest.raises(ValueError, match="^a script has no distortions: leave elastic, rotation, .* at 0$"):
+        script(Recipe(rotation=1.0))
+
+
 def test_cupy_names_cupy(tmp_path):
     text = script(Recipe(), cupy=True)
     compile(text, "train_mnist.py", "exec")

@@ -2,21 +2,28 @@
 
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_mnist.recipe import Recipe
+from tinygrad_mnist.recipe import RECIPES, Recipe, named
 
 SHARE = st.floats(0, 1, exclude_max=True)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
 FROM_0 = st.floats(0, allow_infinity=False)
-RECIPES = st.builds(
+ANY = st.builds(
     Recipe,
     data=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     validation=SHARE,
+    elastic=st.floats(0, 1000),
+    sigma=st.floats(1, 1000),
+    rotation=st.floats(0, 180),
+    shear=st.floats(0, 10),
+    scale=SHARE,
+    shift=st.floats(0, 1000),
+    fade=st.floats(0, 1),
     layers=st.lists(st.integers(1, 2000), min_size=2, max_size=5).map(tuple),
     activation=st.sampled_from(["relu", "tanh", "gelu"]),
     init=st.sampled_from(["he_normal", "normal(0.01)"]),
@@ -37,7 +44,7 @@ RECIPES = st.builds(
 )
 
 
-@given(RECIPES)
+@given(ANY)
 def test_toml_brings_every_recipe_back(recipe):
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 
@@ -60,6 +67,21 @@ def test_a_file_is_read(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(Recipe(seed=5).to_toml(), encoding="utf-8")
     assert Recipe.read(path) == Recipe(seed=5)
+
+
+def test_a_file_overrides_the_recipe_that_it_is_read_on_top_of(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("epochs = 3\nlayers = [784, 10]", encoding="utf-8")
+    best = named("best")
+    assert Recipe.read(path, best) == replace(best, epochs=3, layers=(784, 10))
+
+
+def test_recipes_have_names():
+    assert RECIPES.keys() == {"best", "record"}
+    assert all(recipe.distorts for recipe in RECIPES.values())
+    assert not Recipe(sigma=3.0, fade=0.5).distorts
+    with pytest.raises(ValueError, match="^recipe must be best or record; got 'bset'$"):
+        named("bset")
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
@@ -90,6 +112,13 @@ SIZES = "two or more whole numbers from 1, such as 784,128,64,10"
         ("data", "a\0b", "'mnist' or a path"),
         ("validation", 1.0, "a number from 0 to below 1"),
         ("validation", -0.1, "a number from 0 to below 1"),
+        ("elastic", -1, "a number from 0 to 1000"),
+        ("sigma", 0.5, "a number from 1 to 1000"),
+        ("rotation", 181, "a number from 0 to 180"),
+        ("shear", 11, "a number from 0 to 10"),
+        ("scale", 1, "a number from 0 to below 1"),
+        ("shift", float("nan"), "a number from 0 to 1000"),
+        ("fade", 1.5, "a number from 0 to 1"),
         ("layers", (784,), SIZES),
         ("layers", (784, 0, 10), SIZES),
         ("layers", (784, 1.5), SIZES),
@@ -144,7 +173,7 @@ def test_options_that_contradict_each_other(options, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"learning_rate = 0.1", "unknown option 'learning_rate'; the options are data, validation, layers, "),
+        (b"learning_rate = 0.1", "unknown option 'learning_rate'; the options are data, validation, elastic, "),
         (b"lr = 'fast'", "lr must be a number above 0; got 'fast'"),
         (b"lr == 1", "not a TOML file: "),
         (b"a\0 = 1", "not a TOML file: "),

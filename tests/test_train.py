@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small import RECIPE, dataset, without_times
+from small import DISTORTED, RECIPE, dataset, without_times
 
 from tinygrad_mnist import native, nn, optim
 from tinygrad_mnist import train as training_module
@@ -40,7 +40,9 @@ def test_the_same_seed_gives_the_same_bits():
     assert without_times(one.history) == without_times(two.history)
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"dropout": 0.2}, {"l2": 0.01}, {"clip": 0.1}, {"loss": "mse"}])
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"dropout": 0.2}, {"l2": 0.01}, {"clip": 0.1}, {"loss": "mse"}, {"elastic": 9.0}]
+)
 def test_another_option_gives_other_bits(changed):
     recipe = replace(RECIPE, epochs=1)
     assert not np.array_equal(weights(train(recipe, dataset())), weights(train(replace(recipe, **changed), dataset())))
@@ -83,6 +85,34 @@ def test_images_stay_as_they_are():
     training = train(replace(RECIPE, validation=0.0, epochs=1), dataset())
     assert training.train_set.images is dataset()[0]
     assert training.train_set.images.dtype == np.uint8
+
+
+def seen(training):
+    """The images of an epoch, in their order, as the step gets them."""
+    found = []
+    training._compiled = None
+    step = training.step
+    training.step = lambda images, labels: (found.append(images), step(images, labels))[1]
+    training.run_epoch(Monitor())
+    return np.concatenate(found)
+
+
+def test_each_epoch_distorts_the_images_anew_and_weaker_at_the_end():
+    epochs = 5
+    plain, distorted = (
+        Training(replace(recipe, validation=0.0, epochs=epochs), dataset())
+        for recipe in (RECIPE, replace(RECIPE, elastic=30.0, rotation=10.0, fade=0.6))
+    )
+    originals = dataset()[0].copy()
+    found = []
+    for _ in range(epochs):
+        found.append(np.abs(seen(distorted) - seen(plain).astype(float)).mean())
+    assert found[0] == pytest.approx(found[1], rel=0.1)
+    assert found[0] != found[1]
+    assert found[1] > found[2] > found[3] > found[4] > 0
+    assert np.array_equal(distorted.train_set.images, originals)
+    row = distorted.history[-1]
+    assert row["test_accuracy"] == evaluate(distorted.model, distorted.preprocess, *dataset()[2:]).accuracy
 
 
 class Observer(Monitor):
@@ -193,6 +223,7 @@ COMPILED = {
     "Adam in float64": replace(RECIPE, dtype="float64", clip=1.0),
     "AdamW, MSE, gelu": replace(RECIPE, optimizer="adamw", weight_decay=0.1, loss="mse", activation="gelu"),
     "no batch is short": replace(RECIPE, batch=80),
+    "distorted": DISTORTED,
     "one batch": replace(RECIPE, batch=1000, schedule="constant"),
 }
 
@@ -209,11 +240,12 @@ def test_without_numba_a_compiled_training_is_the_uncompiled_one_bit_for_bit(rec
 
 
 @pytest.mark.usefixtures("step_by_step")
-def test_how_many_steps_come_at_once_makes_no_difference():
-    by_steps = train(RECIPE, dataset())
+@pytest.mark.parametrize("recipe", [RECIPE, DISTORTED], ids=["plain", "distorted"])
+def test_how_many_steps_come_at_once_makes_no_difference(recipe):
+    by_steps = train(recipe, dataset())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_module, "CHUNK", CHUNK)
-        assert_same_training(train(RECIPE, dataset()), by_steps)
+        assert_same_training(train(recipe, dataset()), by_steps)
 
 
 def test_every_epoch_draws_from_the_generator_that_the_compiled_step_has_seen():
@@ -270,7 +302,7 @@ class TestNative:
 
 def test_every_use_and_epoch_has_random_numbers_of_its_own():
     draws = {generator(seed, use, epoch).integers(2**63) for seed in (0, 1) for use in Stream for epoch in range(3)}
-    assert len(draws) == 2 * 4 * 3
+    assert len(draws) == 2 * len(Stream) * 3
 
 
 def test_the_split_is_disjoint_complete_and_of_the_seed():
@@ -294,10 +326,17 @@ def test_the_split_is_disjoint_complete_and_of_the_seed():
 
 
 @pytest.mark.parametrize(
-    "optimizer", [{"optimizer": "sgd", "lr": 0.1, "momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "adamw"}]
+    "recipe",
+    [
+        replace(RECIPE, optimizer="sgd", lr=0.1, momentum=0.9),
+        RECIPE,
+        replace(RECIPE, optimizer="adamw"),
+        DISTORTED,
+    ],
+    ids=["sgd", "adam", "adamw", "distorted"],
 )
-def test_a_restored_training_goes_on_bit_for_bit(optimizer):
-    assert_goes_on(replace(RECIPE, **optimizer))
+def test_a_restored_training_goes_on_bit_for_bit(recipe):
+    assert_goes_on(recipe)
 
 
 def assert_goes_on(recipe):

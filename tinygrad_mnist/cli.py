@@ -35,7 +35,7 @@ try:
     from .explain_cli import explain
     from .inference import evaluate, load_model, predict, probabilities, versions
     from .notebooks.cli import app as notebooks
-    from .recipe import MNIST, Recipe
+    from .recipe import MNIST, RECIPES, Recipe, named
     from .runs import REPORT, Run
     from .train import check_data, load_data
     from .train import train as train_run
@@ -153,9 +153,11 @@ def _value(text: Any, like: Any) -> Any:
         return text
 
 
-def _recipe(config: Path | None, given: dict[str, Any]) -> Recipe:
-    """The recipe of a config file, if any, with the options given beside it."""
-    base = Recipe.read(config) if config else Recipe()
+def _recipe(name: str | None, config: Path | None, given: dict[str, Any]) -> Recipe:
+    """The named recipe, if any; what a config file says goes before it, and an option given beside both before all."""
+    base = Recipe() if name is None else named(name)
+    if config:
+        base = Recipe.read(config, base)
     options = {option.name: getattr(base, option.name) for option in fields(Recipe)}
     options.update({name: _value(text, options[name]) for name, text in given.items()})
     if options["data"] not in ("", MNIST):
@@ -167,6 +169,10 @@ def _recipe(config: Path | None, given: dict[str, Any]) -> Recipe:
 @_with_recipe_options
 def train(
     *,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Start from the options of a recipe: {' or '.join(RECIPES)}."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of options; those given here override it.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder for the run.  [default: runs/<date>-<time>]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, bit for bit.")] = None,
@@ -183,6 +189,7 @@ def train(
     \b
     Examples:
       tinygrad-mnist train
+      tinygrad-mnist train --recipe best --seed 1
       tinygrad-mnist train --layers 784,256,10 --lr 1e-3 --epochs 10 --out runs/wide
       tinygrad-mnist train --config runs/wide/config.toml --seed 1
       tinygrad-mnist train --resume runs/wide
@@ -190,16 +197,16 @@ def train(
     chosen, reason = gpu.choose(device)
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
-        fixed = [*given, *(name for name, value in (("config", config), ("out", out)) if value)]
+        fixed = [*given, *(name for name, value in (("recipe", recipe), ("config", config), ("out", out)) if value)]
         if fixed:
             raise ValueError(f"--resume goes on as the run began: leave out --{fixed[0].replace('_', '-')}")
         folder = Run.open(resume)
         dataset = load_data(folder.recipe.data)
     else:
-        recipe = _recipe(config, given)
-        dataset = load_data(recipe.data)
-        check_data(recipe, dataset)
-        folder = Run.create(recipe, out)
+        full = _recipe(recipe, config, given)
+        dataset = load_data(full.data)
+        check_data(full, dataset)
+        folder = Run.create(full, out)
     if (device == "auto" or chosen != "cpu") and not as_json:
         print(f"device: {chosen} ({reason})", file=progress.stderr(), flush=True)
     monitor = progress.monitor(brief=as_json)
@@ -247,7 +254,7 @@ def export(
     from .export import write  # with what captures
 
     given = {name: value for name, value in options.items() if value is not None}
-    for path in write(_recipe(config, given), out, cupy=cupy):
+    for path in write(_recipe(None, config, given), out, cupy=cupy):
         print(path)
 
 

@@ -32,7 +32,9 @@ def write(recipe: Recipe, out: Path, *, cupy: bool = False) -> list[Path]:
 
 
 def script(recipe: Recipe, *, cupy: bool = False) -> str:
-    """The source of the script."""
+    """The source of the script. ValueError for a recipe with distortions, which no script has."""
+    if recipe.distorts:
+        raise ValueError("a script has no distortions: leave elastic, rotation, shear, scale and shift at 0")
     xp = "cp" if cupy else "np"
     library = "cupy" if cupy else "numpy"
     network = {"dtype": recipe.dtype, "dropout": recipe.dropout, "xp": library}

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,10 @@ def _number(words: str, test: Callable[[float], bool]) -> Allowed:
         f"a number {words}",
         lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= LARGEST and test(v),
     )
+
+
+def _up_to(limit: float) -> Allowed:
+    return _number(f"from 0 to {limit}", lambda v: 0 <= v <= limit)
 
 
 def _integer(least: int) -> Allowed:
@@ -80,6 +84,13 @@ class Recipe:
 
     data: str = _option(MNIST, _path, "images to learn from: the embedded set, a folder of IDX files or an .npz")
     validation: float = _option(0.0, _below_1, "share of the training images held out for validation")
+    elastic: float = _option(0.0, _up_to(1000), "strength of elastic distortions of training images, Simard's alpha")
+    sigma: float = _option(4.0, _number("from 1 to 1000", lambda v: 1 <= v <= 1000), "their smoothness, in pixels")
+    rotation: float = _option(0.0, _up_to(180), "largest angle by which training images are turned, in degrees")
+    shear: float = _option(0.0, _up_to(10), "largest share by which they are slanted")
+    scale: float = _option(0.0, _below_1, "largest share by which each side of them is shortened or lengthened")
+    shift: float = _option(0.0, _up_to(1000), "most pixels by which they are moved")
+    fade: float = _option(0.0, _up_to(1), "share of the epochs, at the end, over which distortions fade")
     layers: tuple[int, ...] = _option((784, 128, 64, 10), _sizes, "units of each layer, from the pixels to the classes")
     activation: str = _option("relu", _name(*nn.ACTIVATIONS), "what follows each hidden layer")
     init: str = _option("glorot_uniform", _initialiser, "how weights are drawn")
@@ -96,7 +107,7 @@ class Recipe:
     batch: int = _option(256, _integer(1), "images in a step")
     epochs: int = _option(6, _integer(1), "passes over the training images")
     dtype: str = _option("float32", _name("float32", "float64"), "type of weights and arithmetic")
-    seed: int = _option(0, _integer(0), "decides weights, order, dropout and the validation split")
+    seed: int = _option(0, _integer(0), "decides weights, order, dropout, distortions and the validation split")
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -121,39 +132,46 @@ class Recipe:
         except UnicodeEncodeError:  # from the command line, such a path has surrogates
             raise ValueError(f"data must be a path in UTF-8, as {CONFIG} is; got {self.data!r}") from None
 
+    @property
+    def distorts(self) -> bool:
+        """Whether training images are distorted."""
+        return any((self.elastic, self.rotation, self.shear, self.scale, self.shift))
+
     def to_toml(self) -> str:
         """The recipe as the text of a TOML file that `from_toml` reads back."""
         lines = [(option.name, _toml(getattr(self, option.name)), option.metadata["help"]) for option in fields(self)]
         return "".join(f"{name} = {value}  # {help}\n" for name, value, help in lines)
 
     @classmethod
-    def from_mapping(cls, options: Mapping[str, Any]) -> Recipe:
-        """The recipe with these options and the defaults of all others; ValueError for an unknown one."""
+    def from_mapping(cls, options: Mapping[str, Any], base: Recipe | None = None) -> Recipe:
+        """The recipe with these options, and all others as in `base`, by default the defaults; ValueError for an
+        unknown one."""
         known = [option.name for option in fields(cls)]
         for name in options:
             if name not in known:
                 raise ValueError(f"unknown option {name!r}; the options are {', '.join(known)}")
-        return cls(**options)
+        return replace(base or cls(), **options)
 
     @classmethod
-    def from_toml(cls, text: str) -> Recipe:
-        """The inverse of `to_toml`; options may be left out."""
+    def from_toml(cls, text: str, base: Recipe | None = None) -> Recipe:
+        """The inverse of `to_toml`; options may be left out, and are then as in `base`."""
         import tomllib
 
         try:
-            return cls.from_mapping(tomllib.loads(text))
+            return cls.from_mapping(tomllib.loads(text), base)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"not a TOML file: {error}") from error
         except RecursionError:
             raise ValueError("not a TOML file of options: it is nested too deeply") from None
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a TOML file, or in the folder of a run; every error names the file."""
+    def read(cls, path: str | os.PathLike[str], base: Recipe | None = None) -> Recipe:
+        """The recipe in a TOML file, or in the folder of a run; options may be left out, and are then as in `base`.
+        Every error names the file."""
         if os.path.isdir(path):
             path = Path(path) / CONFIG
         try:
-            return cls.from_toml(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin with a BOM
+            return cls.from_toml(Path(path).read_text(encoding="utf-8-sig"), base)  # some editors begin with a BOM
         except ValueError as error:  # UnicodeDecodeError too
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
@@ -161,3 +179,19 @@ class Recipe:
 def _toml(value: Any) -> str:
     """A value as TOML writes it: as JSON does, but for one control character that JSON leaves alone."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+_best = Recipe(
+    elastic=34.0, rotation=10.0, shear=0.1, scale=0.12, shift=1.0, fade=0.2, layers=(784, 1024, 1024, 10),
+    init="he_normal", optimizer="adamw", lr=2e-3, weight_decay=0.01, epochs=60,
+)  # fmt: skip
+
+RECIPES = {"best": _best, "record": replace(_best, layers=(784, 2048, 1024, 1024, 10), epochs=150)}
+"""Recipes that have a name: how they were chosen stands in benchmarks/RESULTS.md."""
+
+
+def named(name: str) -> Recipe:
+    """The recipe of a name; ValueError for any other."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe must be {' or '.join(RECIPES)}; got {name!r}")
+    return RECIPES[name]

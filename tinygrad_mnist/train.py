@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from . import arrays, compiled, gpu, losses, nn, ops, optim, plots
 from .arrays import Array
 from .core import Tensor
-from .data import Dataset, Preprocess, batches, load, mnist
+from .data import Dataset, Distortion, Preprocess, batches, load, mnist
 from .inference import Evaluation, evaluate, save_model
 from .recipe import MNIST, Recipe
 from .runs import CONFUSION, CURVES, MISTAKES, MODEL, REPORT, Row, Run, fingerprint
@@ -34,6 +35,7 @@ class Stream(IntEnum):
     INIT = 1
     SHUFFLE = 2
     DROPOUT = 3
+    DISTORT = 4
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:
@@ -144,6 +146,7 @@ class Training:
         self.device = device
         self.emulated = gpu.emulated(device)
         self.preprocess = Preprocess()
+        self.distortion = _distortion(recipe)
         self.train_set, self.validation_set = _split(recipe, Labelled(*dataset[:2]))
         self.test_set = Labelled(*dataset[2:])
         self.model = nn.MLP(
@@ -217,16 +220,16 @@ class Training:
     def _steps(self, rng: np.random.Generator) -> Iterator[tuple[int, Array, Array]]:
         """Do the steps of an epoch, some at a time: for these, the images of each, the losses, and the numbers of right
         answers."""
-        run = self._compiled
+        run, distort = self._compiled, self._distort()
         try:
             if run and "train" in self._resident:
                 part = self._resident["train"]
                 for rows in self._chunks(rng.permutation(len(part.images))):  # the order that `batches` draws
-                    loss, right = run.scan(part, rows)
+                    loss, right = run.scan(*self._drawn(rows, distort) if distort else (part, rows))
                     yield rows.shape[1], loss.data, right
             else:
                 for images, labels in self._batches(rng):
-                    loss, right = (run or self.step)(images, labels)
+                    loss, right = (run or self.step)(distort(images) if distort else images, labels)
                     yield len(labels), loss.data, right
         except FloatingPointError as error:  # of clip: the gradient is not finite
             raise self._diverged(str(error)) from None
@@ -240,6 +243,25 @@ class Training:
         yield from (whole[i : i + at_once] for i in range(0, steps, at_once))
         if rest:
             yield order[None, -rest:]
+
+    def _distort(self) -> Callable[[Array], Array] | None:
+        """What distorts the images of a batch in this epoch, if anything does: batch after batch, so that it makes no
+        difference how many steps come at once."""
+        distortion, recipe, epoch = self.distortion, self.recipe, len(self.history)
+        if distortion is None:
+            return None
+        strength = min(1.0, (recipe.epochs - epoch) / (recipe.fade * recipe.epochs + 1))
+        rng = generator(recipe.seed, Stream.DISTORT, epoch)
+        return lambda images: distortion(images, rng, strength)
+
+    def _drawn(self, rows: NDArray[Any], distort: Callable[[Array], Array]) -> tuple[Labelled, NDArray[Any]]:
+        """The distorted images of some batches with their labels, and the rows in which they lie now."""
+        part = self._resident["train"]
+        images, labels = arrays.take(part, arrays.place(rows, part.images))
+        for batch in images:
+            batch[...] = distort(batch)
+        drawn = Labelled(images.reshape(-1, *images.shape[2:]), labels.reshape(-1))
+        return drawn, np.arange(rows.size).reshape(rows.shape)
 
     def _tell(self, monitor: Monitor, last: bool = False) -> None:
         """Tell the monitor what runs the steps, once that is known: the first ones run as they are, to be compiled."""
@@ -263,12 +285,14 @@ class Training:
         """The error that says which batch size would have fitted, in an epoch that began with this much room."""
         if self.device == "cpu":
             return error
-        # Of each pixel, at most: the byte, the number, and as much again that CuPy's pool loses to rounding. Of each
-        # other unit: what its activation keeps (below), product, sum with the bias, two cotangents; for dropout the
-        # mask, what it is made of, and the product. Of each parameter: two gradients.
+        # Of each pixel, at most: the byte, the number, and as much again that CuPy's pool loses to rounding; to distort
+        # it, its place, the four around that and what they hold. Of each other unit: what its activation keeps (below),
+        # product, sum with the bias, two cotangents; for dropout the mask, what it is made of, and the product. Of each
+        # parameter: two gradients.
         first, *rest = self.recipe.layers
         unit = 4 + KEPT.get(self.recipe.activation, 2) + 3 * bool(self.recipe.dropout)
-        image = self.model.flat.itemsize * (2 * first + unit * sum(rest))
+        pixel = 2 + 14 * self.recipe.distorts
+        image = self.model.flat.itemsize * (pixel * first + unit * sum(rest))
         fits = (room - 2 * self.model.flat.nbytes) // image
         remedy = f"a batch of {2 ** (fits.bit_length() - 1)}" if fits > 0 else "not even a batch of 1"
         if self._compiled:  # while a step is captured, it keeps all that it has computed
@@ -440,6 +464,13 @@ def _split(recipe: Recipe, data: Labelled) -> tuple[Labelled, Labelled | None]:
     order = generator(recipe.seed, Stream.SPLIT).permutation(len(data.images))
     first, rest = (Labelled(*(array[rows] for array in data)) for rows in (order[:held], order[held:]))
     return rest, first
+
+
+def _distortion(recipe: Recipe) -> Distortion | None:
+    """The distortions of a recipe, or None where it asks for none."""
+    if not recipe.distorts:
+        return None
+    return Distortion(**{option.name: getattr(recipe, option.name) for option in fields(Distortion)})
 
 
 def _optimizer(recipe: Recipe, params: list[Tensor], lr: optim.Schedule) -> optim.Optimizer:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from .. import arrays
 from . import idx, npz
+from .distortions import Distortion
 from .files import DataError, Part, dims, open_file
 from .images import digit
 from .preprocess import Preprocess
 
-__all__ = ["DataError", "Dataset", "Preprocess", "batches", "digit", "load", "mnist"]
+__all__ = ["DataError", "Dataset", "Distortion", "Preprocess", "batches", "digit", "load", "mnist"]
 
 Dataset: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
