@@ -97,19 +97,11 @@ def seen(training):
     return np.concatenate(found)
 
 
-def test_each_epoch_distorts_the_images_anew_and_weaker_at_the_end():
-    epochs = 5
-    plain, distorted = (
-        Training(replace(recipe, validation=0.0, epochs=epochs), dataset())
-        for recipe in (RECIPE, replace(RECIPE, elastic=30.0, rotation=10.0, fade=0.6))
-    )
+def test_each_epoch_distorts_the_training_images_anew_and_no_others():
+    plain, distorted = (Training(replace(recipe, validation=0.0), dataset()) for recipe in (RECIPE, DISTORTED))
     originals = dataset()[0].copy()
-    found = []
-    for _ in range(epochs):
-        found.append(np.abs(seen(distorted) - seen(plain).astype(float)).mean())
-    assert found[0] == pytest.approx(found[1], rel=0.1)
-    assert found[0] != found[1]
-    assert found[1] > found[2] > found[3] > found[4] > 0
+    one, two = (np.abs(seen(distorted) - seen(plain).astype(float)).mean() for _ in range(2))
+    assert 1 < one != two > 1
     assert np.array_equal(distorted.train_set.images, originals)
     row = distorted.history[-1]
     assert row["test_accuracy"] == evaluate(distorted.model, distorted.preprocess, *dataset()[2:]).accuracy

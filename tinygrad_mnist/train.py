@@ -247,12 +247,11 @@ class Training:
     def _distort(self) -> Callable[[Array], Array] | None:
         """What distorts the images of a batch in this epoch, if anything does: batch after batch, so that it makes no
         difference how many steps come at once."""
-        distortion, recipe, epoch = self.distortion, self.recipe, len(self.history)
+        distortion = self.distortion
         if distortion is None:
             return None
-        strength = min(1.0, (recipe.epochs - epoch) / (recipe.fade * recipe.epochs + 1))
-        rng = generator(recipe.seed, Stream.DISTORT, epoch)
-        return lambda images: distortion(images, rng, strength)
+        rng = generator(self.recipe.seed, Stream.DISTORT, len(self.history))
+        return lambda images: distortion(images, rng)
 
     def _drawn(self, rows: NDArray[Any], distort: Callable[[Array], Array]) -> tuple[Labelled, NDArray[Any]]:
         """The distorted images of some batches with their labels, and the rows in which they lie now."""

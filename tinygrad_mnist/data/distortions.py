@@ -45,30 +45,30 @@ class Distortion:
     scale: float = 0.0
     shift: float = 0.0
 
-    def __call__(self, images: Array, rng: np.random.Generator, strength: float = 1.0) -> Array:
-        """uint8 images `(n, height, width)`, distorted, on the device of `images`; all but `sigma` count `strength`
-        times. `rng` draws on the host, so that the numbers are the same for every device."""
+    def __call__(self, images: Array, rng: np.random.Generator) -> Array:
+        """uint8 images `(n, height, width)`, distorted, on the device of `images`. `rng` draws on the host, so that the
+        numbers are the same for every device."""
         n, height, width = images.shape
         down, across = _functions(height, self.sigma), _functions(width, self.sigma)
         coefficients = np.zeros((n, 2, down.shape[1], across.shape[1]), np.float32)
-        self._draw(coefficients, rng, strength)
+        self._draw(coefficients, rng)
         coefficients[:, :, 0, 0] += (height - 1) / 2, (width - 1) / 2
         with arrays.on_device_of(images):
             down, coefficients, across = (arrays.place(a, images) for a in (down, coefficients, across.T))
             return _sampled(images, down @ coefficients @ across)
 
-    def _draw(self, coefficients: NDArray[np.float32], rng: np.random.Generator, strength: float) -> None:
+    def _draw(self, coefficients: NDArray[np.float32], rng: np.random.Generator) -> None:
         """Set `[i, k]` so that `down @ [i, k] @ across` is M p + t + u(p), for k = 0 its row, for k = 1 its column."""
         n, _, *waves = coefficients.shape
-        angle = np.radians(rng.uniform(-1, 1, n) * strength * self.rotation)
-        s = rng.uniform(-1, 1, n) * strength * self.shear
-        b, c = 1 + rng.uniform(-1, 1, (2, n)) * strength * self.scale
+        angle = np.radians(rng.uniform(-1, 1, n) * self.rotation)
+        s = rng.uniform(-1, 1, n) * self.shear
+        b, c = 1 + rng.uniform(-1, 1, (2, n)) * self.scale
         sin, cos = np.sin(angle), np.cos(angle)
-        coefficients[:, :, 0, 0] = rng.uniform(-1, 1, (n, 2)) * strength * self.shift
+        coefficients[:, :, 0, 0] = rng.uniform(-1, 1, (n, 2)) * self.shift
         coefficients[:, :, 1, 0] = np.stack([cos * b, sin * b], 1)
         coefficients[:, :, 0, 1] = np.stack([(cos * s - sin) * c, (sin * s + cos) * c], 1)
         if self.elastic:
-            deviation = strength * self.elastic / (self.sigma * math.sqrt(12 * math.pi))
+            deviation = self.elastic / (self.sigma * math.sqrt(12 * math.pi))
             normal = rng.standard_normal((n, 2, waves[0] - 2, waves[1] - 2), np.float32)
             coefficients[:, :, 2:, 2:] = np.float32(deviation) * normal
 
