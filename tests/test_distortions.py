@@ -9,6 +9,7 @@ from small import dataset
 
 from tinygrad_mnist.data import Distortion
 from tinygrad_mnist.data.distortions import _functions
+from tinygrad_mnist.testing import strict
 
 STRONG = Distortion(elastic=34.0, sigma=4.0, rotation=15.0, shear=0.2, scale=0.2, shift=2.0)
 
@@ -137,6 +138,16 @@ def test_every_device_distorts_alike(backend):
     difference = np.abs(backend.host(found).astype(int) - STRONG(images, rng()))
     assert difference.max() <= 1  # products are summed in another order
     assert np.mean(difference > 0) < 1e-3
+
+
+@pytest.mark.parametrize("backend", ["strict"], indirect=True)
+def test_a_device_is_not_waited_for(backend):
+    images = backend.array(dataset()[0][:4])
+    strict.recorder.clear()
+    with strict.no_sync():
+        STRONG(images, rng())
+    # the functions of rows and of columns, and the random numbers
+    assert [kind for kind, *_ in strict.recorder.events] == ["h2d"] * 3
 
 
 def test_images_stay_as_they_are(backend):
