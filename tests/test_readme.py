@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis.internal.conjecture import providers
 
 import tinygrad_mnist
 from tinygrad_mnist.core import F
@@ -47,6 +48,17 @@ def fenced_blocks(markdown: str) -> list[Block]:
     return blocks
 
 
+@pytest.fixture
+def own_examples(monkeypatch):
+    """Hypothesis draws numbers that stand in the source of any module that happens to be imported, where its version
+    has that pool. What a page prints is not to change with them."""
+    if hasattr(providers, "_get_local_constants"):
+        pool = providers.Constants()
+        monkeypatch.setattr(providers, "_get_local_constants", lambda: pool)
+        monkeypatch.setattr(providers, "CONSTANTS_CACHE", type(providers.CONSTANTS_CACHE)(1024))
+
+
+@pytest.mark.usefixtures("own_examples")
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")  # which a page is about
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
