@@ -67,8 +67,7 @@ def test_what_was_derived_by_hand_and_is_right(name):
     found, weights, samples, keywords = case(name)
     by_hand = found.backward(**weights, **samples, **keywords)
     for weight, gradient in derived(found.forward, weights, samples, **keywords)[1].items():
-        # E's gradient leaves out the 1e-8 inside its logarithm
-        close(by_hand[weight], gradient, rtol=1e-5 if name == "E" else 1e-12)
+        close(by_hand[weight], gradient, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", WRONG)

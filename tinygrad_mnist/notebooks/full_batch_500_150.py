@@ -22,7 +22,8 @@ BAND, SEEDS = 6000, 3
 REPORTED = {
     10: 2.3020, 100: 2.2921, 200: 1.8743, 290: 0.7999, 300: 0.7605, 500: 0.4567, 750: 0.3499, 1000: 0.2916,
 }  # fmt: skip
-"""By iteration k: the loss after k - 2 updates."""
+"""By iteration k: the loss after k - 2 updates. There it is printed with log(H3 + 1e-8), which its gradient leaves out:
+no digit that is printed differs."""
 ACCURACY = 0.9095
 
 
@@ -41,7 +42,7 @@ def forward(W1, b1, W2, b2, W3, b3, X, E):
     H2 = cp.maximum(A2, 0)
     A3 = cp.dot(W3, H2) + b3
     H3 = cp.exp(A3) / cp.sum(cp.exp(A3), axis=0)
-    loss = -cp.mean(cp.sum(E * cp.log(H3 + 1e-8), axis=0))
+    loss = -cp.mean(cp.sum(E * cp.log(H3), axis=0))
     return loss
 
 
@@ -119,8 +120,7 @@ def times(session: Session, images: Images) -> None:
     own = own_loop(backward, weights, images[:2], RATE)
     contenders = {"own": sample(own, everything), "compiled": sample(loop.run, everything)}
     work = Work("full-batch-500-150", SIZES, SAMPLES, 1, RATE, dtype="float64", order="whole")
-    with session.pytorch(work) as peers:
-        taken = session.in_turns({**contenders, **peers})
+    taken = session.in_turns(contenders, work)
     session.faster("an iteration, own loop / compiled", taken["own"], taken["compiled"])
     session.against_pytorch("an iteration", taken, taken["compiled"], 1)
 
