@@ -1,6 +1,7 @@
 """`audit`: hand-derived backward passes, right ones, planted mistakes at every link, and those of five notebooks.
 
-The notebooks' passes stand here as their authors wrote them, at small sizes.
+The notebooks' passes are those of the package, at small sizes. C's backward stands here in its author's matrices, and
+D's passes in fewer names than there.
 """
 
 import functools
@@ -11,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tinygrad_mnist.numpy as cp
 from tinygrad_mnist import Tensor, arrays
 from tinygrad_mnist.gradcheck import audit
 from tinygrad_mnist.gradcheck.statements import Source
+from tinygrad_mnist.notebooks import batch_gd_sigmoid_mse as notebook_a_batch
+from tinygrad_mnist.notebooks import digits_relu_softmax as notebook_c
+from tinygrad_mnist.notebooks import full_batch_500_150 as notebook_e
+from tinygrad_mnist.notebooks import mse_2_3_1 as notebook_b
+from tinygrad_mnist.notebooks import sgd_sigmoid_mse as notebook_a
 
 
 def s(z):
@@ -46,76 +51,20 @@ def rng():
 # ---- A: sigmoid on all layers, squared error ----------------------------------------------------------------------
 
 
-def forward_a(W1, W2, W3, W4, x, y):
-    Z1 = s(W1.T @ x)
-    Z2 = s(W2.T @ Z1)
-    Z3 = s(W3.T @ Z2)
-    Z4 = s(W4.T @ Z3)
-    return 0.5 * np.sum((Z4 - y) ** 2)
-
-
-def derived_a(e, W2, W3, W4, x, Z1, Z2, Z3, Z4):
-    T1 = np.ones((len(Z3), 1)) @ (Z4 * (1 - Z4)).T
-    gW4 = e.T * (T1 * Z3)
-    B = e.T @ (W4 * T1).T
-    T2 = np.ones((len(Z2), 1)) @ (Z3 * (1 - Z3)).T
-    gW3 = B * (T2 * Z2)
-    C = B @ (T2 * W3).T
-    T3 = np.ones((len(Z1), 1)) @ (Z2 * (1 - Z2)).T
-    gW2 = C * (T3 * Z1)
-    D = C @ (T3 * W2).T
-    T4 = np.ones((len(x), 1)) @ (Z1 * (1 - Z1)).T
-    gW1 = D * (T4 * x)
-    return {"Z4": e, "W4": gW4, "Z3": B, "W3": gW3, "Z2": C, "W2": gW2, "Z1": D, "W1": gW1}
-
-
-def backward_a(W1, W2, W3, W4, x, y):
-    Z1 = s(W1.T @ x)
-    Z2 = s(W2.T @ Z1)
-    Z3 = s(W3.T @ Z2)
-    Z4 = s(W4.T @ Z3)
-    return derived_a(Z4 - y, W2, W3, W4, x, Z1, Z2, Z3, Z4)
-
-
 SHAPES_A = (12, 9), (9, 8), (8, 6), (6, 4)
 
 
 def test_notebook_a_is_right_for_all_four_weights(rng):
-    report = audit(forward_a, backward_a, *drawn(rng, *SHAPES_A, scale=1), rng.random((12, 1)), one_hot([2], 4))
+    inputs = *drawn(rng, *SHAPES_A, scale=1), rng.random((12, 1)), one_hot([2], 4)
+    report = audit(notebook_a.forward, notebook_a.backward, *inputs)
     assert set(verdicts(report).values()) == {"pass"}
     assert report.ok
     assert report.pitfalls == report.sentences == report.hints == report.wrong == []
 
 
-def forward_a_batch(W1, W2, W3, W4, X, Y):
-    Z1 = s(W1.T @ X)
-    Z2 = s(W2.T @ Z1)
-    Z3 = s(W3.T @ Z2)
-    Z4 = s(W4.T @ Z3)
-    return np.mean(0.5 * np.sum((Z4 - Y) ** 2, axis=0))
-
-
-def reported_a_batch(W1, W2, W3, W4, X, Y):
-    Z4 = s(W4.T @ s(W3.T @ s(W2.T @ s(W1.T @ X))))
-    return np.sum(np.cumsum(Z4 - Y, axis=1) ** 2) / (2 * X.shape[1])
-
-
-def backward_a_batch(W1, W2, W3, W4, X, Y):
-    E = 0
-    for k in range(X.shape[1]):
-        x, y = X[:, [k]], Y[:, [k]]
-        Z1 = s(W1.T @ x)
-        Z2 = s(W2.T @ Z1)
-        Z3 = s(W3.T @ Z2)
-        Z4 = s(W4.T @ Z3)
-        E = E + (Z4 - y)
-    E = E / X.shape[1]
-    return derived_a(E, W2, W3, W4, x, Z1, Z2, Z3, Z4)
-
-
 def test_notebook_a_in_batches_is_the_gradient_of_neither_cost(rng):
     inputs = *drawn(rng, *SHAPES_A, scale=1), rng.random((12, 20)), one_hot(rng.integers(0, 4, 20), 4)
-    report = audit(forward_a_batch, backward_a_batch, *inputs)
+    report = audit(notebook_a_batch.forward, notebook_a_batch.backward, *inputs)
     assert verdicts(report)["Z4"] == "shape"
     assert "has shape (4, 1); Z4 has (4, 20)" in report.sentences[0]
     weights = [report[name] for name in ("W4", "W3", "W2", "W1")]
@@ -123,9 +72,9 @@ def test_notebook_a_in_batches_is_the_gradient_of_neither_cost(rng):
     assert all(claim.error > 0.01 and claim.cosine < 1 and claim.follows is None for claim in weights)
 
     def weights_alone(*inputs):
-        return {name: a for name, a in backward_a_batch(*inputs).items() if name[0] == "W"}
+        return {name: a for name, a in notebook_a_batch.backward(*inputs).items() if name[0] == "W"}
 
-    for cost in forward_a_batch, reported_a_batch:
+    for cost in notebook_a_batch.forward, notebook_a_batch.reported_cost:
         report = audit(cost, weights_alone, *inputs)
         assert set(verdicts(report).values()) == {"fail"}
         assert report.numeric.verdict == "pass"
@@ -134,50 +83,15 @@ def test_notebook_a_in_batches_is_the_gradient_of_neither_cost(rng):
 # ---- B: two layers in rows ----------------------------------------------------------------------------------------
 
 
-def forward_b(W1, b1, W2, b2, X, Y):
-    Z1 = np.dot(X, W1.T) + b1
-    H = s(Z1)
-    Z2 = np.dot(H, W2.T) + b2
-    P = s(Z2)
-    return 1 / (2 * len(Y)) * np.sum(np.square(P - Y))
-
-
-def backward_b(W1, b1, W2, b2, X, Y):
-    N = len(Y)
-    Z1 = np.dot(X, W1.T) + b1
-    H = s(Z1)
-    Z2 = np.dot(H, W2.T) + b2
-    P = s(Z2)
-    dP = (P - Y) / N
-    dZ2 = dP * s(Z2) * (1 - s(Z2))
-    dW2 = H.T @ dZ2
-    db2 = sum(dZ2)
-    dH = np.outer(dZ2, W2)
-    dZ1 = dH * s(Z1) * (1 - s(Z1))
-    dW1 = dZ1.T @ X
-    db1 = sum(dZ1, 0)
-    return {"P": dP, "Z2": dZ2, "W2": dW2, "b2": db2, "H": dH, "Z1": dZ1, "W1": dW1, "b1": db1}
-
-
 def test_notebook_b_is_right(rng):
     W1, W2 = drawn(rng, (3, 2), 3)
     X, Y = rng.random((30, 2)), rng.integers(0, 2, 30)
-    report = audit(forward_b, backward_b, W1, np.zeros(3), W2, np.float64(0), X, Y)
+    report = audit(notebook_b.forward, notebook_b.backward, W1, np.zeros(3), W2, np.float64(0), X, Y)
     assert set(verdicts(report).values()) == {"pass"}
     assert [claim.kind for claim in report.claims if claim.name in ("W1", "b1", "W2", "b2")] == ["parameter"] * 4
 
 
 # ---- C: the softmax of a softmax, and the slope of a softmax for that of a relu -------------------------------------
-
-
-def forward_c(W1, b1, W2, b2, W3, b3, x, y):
-    z1 = W1.T @ x + b1
-    a1 = np.maximum(0, z1)
-    z2 = W2.T @ a1 + b2
-    a2 = np.maximum(0, z2)
-    z3 = W3.T @ a2 + b3
-    a3 = np.exp(z3) / sum(np.exp(z3))
-    return -np.sum(np.multiply(y, np.log(a3)))
 
 
 def backward_c(W1, b1, W2, b2, W3, b3, x, y):  # on matrices: * is the matrix product
@@ -207,7 +121,7 @@ def backward_c(W1, b1, W2, b2, W3, b3, x, y):  # on matrices: * is the matrix pr
 def test_notebook_c_is_wrong_at_two_lines(rng):
     shapes = (16, 20), (20, 1), (20, 15), (15, 1), (15, 10), (10, 1)
     inputs = [np.asmatrix(a) for a in (*drawn(rng, *shapes), rng.random((16, 1)), one_hot([4], 10))]
-    report = audit(forward_c, backward_c, *inputs)
+    report = audit(notebook_c.forward, backward_c, *inputs)
     assert set(verdicts(report).values()) == {"fail"}
     assert report.first == "z3"
     assert report.wrong == ["z3", "z2"]
@@ -320,46 +234,11 @@ def test_notebook_d_overflows_on_the_pixels_that_it_is_tested_on(rng):
 # ---- E: the drop-in namespace ---------------------------------------------------------------------------------------
 
 
-def forward_e(W1, b1, W2, b2, W3, b3, X, E):
-    A1 = cp.dot(W1, X) + b1
-    H1 = cp.maximum(A1, 0)
-    A2 = cp.dot(W2, H1) + b2
-    H2 = cp.maximum(A2, 0)
-    A3 = cp.dot(W3, H2) + b3
-    H3 = cp.exp(A3) / cp.sum(cp.exp(A3), axis=0)
-    return -cp.mean(cp.sum(E * cp.log(H3), axis=0))
-
-
-def backward_e(W1, b1, W2, b2, W3, b3, X, E):
-    m = X.shape[1]
-    A1 = cp.dot(W1, X) + b1
-    H1 = cp.maximum(A1, 0)
-    A2 = cp.dot(W2, H1) + b2
-    H2 = cp.maximum(A2, 0)
-    A3 = cp.dot(W3, H2) + b3
-    H3 = cp.exp(A3) / cp.sum(cp.exp(A3), axis=0)
-    dA3 = (H3 - E) / m
-    dW3 = dA3 @ H2.T
-    db3 = cp.sum(dA3, axis=1, keepdims=True)
-    dH2 = W3.T @ dA3
-    dA2 = dH2 * (A2 > 0)
-    dW2 = dA2 @ H1.T
-    db2 = cp.sum(dA2, axis=1, keepdims=True)
-    dH1 = W2.T @ dA2
-    dA1 = dH1 * (A1 > 0)
-    dW1 = dA1 @ X.T
-    db1 = cp.sum(dA1, axis=1, keepdims=True)
-    return {
-        "A3": dA3, "W3": dW3, "b3": db3, "H2": dH2, "A2": dA2, "W2": dW2, "b2": db2,
-        "H1": dH1, "A1": dA1, "W1": dW1, "b1": db1,
-    }  # fmt: skip
-
-
 def test_notebook_e_is_right(rng):
     W1, W2, W3 = drawn(rng, (12, 20), (9, 12), (5, 9), scale=0.1)
     zeros = [np.zeros((n, 1)) for n in (12, 9, 5)]
     X, E = rng.random((20, 16)), one_hot(rng.integers(0, 5, 16), 5)
-    report = audit(forward_e, backward_e, W1, zeros[0], W2, zeros[1], W3, zeros[2], X, E)
+    report = audit(notebook_e.forward, notebook_e.backward, W1, zeros[0], W2, zeros[1], W3, zeros[2], X, E)
     assert set(verdicts(report).values()) == {"pass"}
 
 
@@ -607,7 +486,7 @@ def test_at_a_kink_every_slope_between_is_right_and_no_other_is(rng, slope):
 
 def test_saturated_units_are_no_mistake(rng):
     inputs = *drawn(rng, *SHAPES_A, scale=8), rng.random((12, 1)), one_hot([2], 4)
-    assert audit(forward_a, backward_a, *inputs).verdict in ("pass", "ill")
+    assert audit(notebook_a.forward, notebook_a.backward, *inputs).verdict in ("pass", "ill")
 
 
 def test_where_differences_decide_nothing_nothing_is_judged():

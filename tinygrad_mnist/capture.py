@@ -12,7 +12,7 @@ import gc
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -38,7 +38,7 @@ class CaptureError(RuntimeError):
 
 
 class _Misled(Exception):
-    """A function failed in which zeros stood for large results: it may do well with all numbers."""
+    """Zeros stood for large results where numbers were needed, or may have been: the function is to run with all."""
 
 
 def _read(what: str) -> Callable[..., Any]:
@@ -707,7 +707,7 @@ class Recorder:
         for ref, example in zip(refs, filter(arrays.is_array, examples), strict=True):
             if example.dtype == bool and ref.array is None:
                 if self.emptied:
-                    self.refuse("a mask was an index, and may be of zeros", "run with all numbers")
+                    raise _Misled  # the mask may be of zeros
                 check = _mask_check(int(example.sum()), guards.source_line())
                 self.emit(Instruction("check_mask", (ref,), {"call": check}, site=self.site))
         if refs or not getattr(y, "ndim", 0):  # a scalar is a copy in NumPy; as a view it would see later writes
@@ -813,29 +813,27 @@ class Captured(NamedTuple):
 
 
 def record(
-    f: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    *,
-    keep: bool = True,
+    f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, keep: bool = True,
     watch: Callable[[Recorder], Any] = lambda recorder: nullcontext(),
-    hollow: bool | None = None,
 ) -> tuple[Captured, Any]:
     """Run `f` once on symbols: (the captured call, the result of this run).
 
     An exception undoes whatever the run has changed. So does `keep=False`: then there is no result, and large ones on
-    the way to it are not kept either (`hollow`). `watch(recorder)` is a context in which `f` runs.
+    the way to it are not kept either. `watch(recorder)` is a context in which `f` runs.
     """
-    if hollow is None and not keep:
-        try:
-            return record(f, args, kwargs, keep=keep, watch=watch, hollow=True)
-        except _Misled:
-            pass
-    quiet: Callable[[], Any] = partial(np.errstate, all="ignore") if hollow else nullcontext
-    with quiet():
-        recorder = Recorder(getattr(f, "__name__", "step"), hollow=bool(hollow))
+    if not keep:
+        with suppress(_Misled), np.errstate(all="ignore"):
+            return _recorded(f, args, kwargs, keep, watch, hollow=True)
+    return _recorded(f, args, kwargs, keep, watch, hollow=False)
+
+
+def _recorded(
+    f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], keep: bool,
+    watch: Callable[[Recorder], Any], *, hollow: bool,
+) -> tuple[Captured, Any]:
+    recorder = Recorder(getattr(f, "__name__", "step"), hollow=hollow)
     try:
-        with quiet(), recording(recorder), watch(recorder):
+        with recording(recorder), watch(recorder):
             captured, results = _run(recorder, f, args, kwargs)
         for leaf in recorder.grads:
             if isinstance(leaf._grad, Symbol):

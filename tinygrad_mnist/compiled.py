@@ -225,8 +225,10 @@ class Compiled:
     def _learned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Variant | None:
         """The variant that holds for a call that may run natively: what it takes to find it is undone, and holds no
         large results."""
-        found = (self._ready(args, kwargs, keep=False) for _ in range(LIMIT))
-        return next((variant for variant in found if isinstance(variant, _Variant)), None)
+        while not isinstance(variant := self._ready(args, kwargs, keep=False), _Variant):
+            if len(self._reasons) >= LIMIT:
+                return None
+        return variant
 
     def _ready(self, args: Sequence[Any], kwargs: dict[str, Any], *, keep: bool = True) -> _Variant | _Result:
         """The variant that holds for this call; the result of the call where it is not known well enough, and the

@@ -138,8 +138,8 @@ def times(session: Session, images: Images) -> None:
         device=session.device,
     )
     order = rng.randint(len(images.x), size=(session.length(steps, 20), BATCH))
-    with session.pytorch(Work("adam-128-64", SIZES, BATCH, steps, RATE, "adam", rows=TRAIN)) as peers:
-        taken = session.in_turns({"ours": sample(loop.run, order), **peers})
+    work = Work("adam-128-64", SIZES, BATCH, steps, RATE, "adam", rows=TRAIN)
+    taken = session.in_turns({"ours": sample(loop.run, order)}, work)
     epoch = {name: steps * seconds for name, seconds in taken.items()}
     for reported in SECONDS_AN_EPOCH:
         session.seconds("an epoch", reported, epoch["ours"])

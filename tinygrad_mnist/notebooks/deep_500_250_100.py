@@ -204,8 +204,7 @@ def times(session: Session, images: Images) -> None:
     own = own_loop(partial(backward, **options), weights, images[:2], 0.01)
     contenders = {"own": sample(own, order[:50]), "compiled": sample(loop.run, order)}
     work = Work("deep-500-250-100", SIZES, BATCH, STEPS, 0.01, dtype="float64")
-    with session.pytorch(work) as peers:
-        taken = session.in_turns({**contenders, **peers})
+    taken = session.in_turns(contenders, work)
     session.faster("relu, a step: own loop / compiled", taken["own"], taken["compiled"])
     session.against_pytorch("relu, a step", taken, taken["compiled"], 1)
 

@@ -245,17 +245,20 @@ class Session:
         """Whether times say something here."""
         return not gpu.emulated(self.device)
 
-    def in_turns(self, samples: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-        """Medians of times that are taken in turns, after two calls that do not count: there, programs are compiled."""
-        self.say("times")
-        for take in samples.values():
-            take()
-            take()
-        taken: dict[str, list[float]] = {name: [] for name in samples}
-        for _ in range(self.length(ROUNDS, 1)):
-            for name, take in samples.items():
-                time.sleep(self.length(1, 0) * measure.PAUSE)
-                taken[name].append(take())
+    def in_turns(self, ours: Mapping[str, Callable[[], float]], work: Work | None = None) -> dict[str, float]:
+        """Medians of times that are taken in turns, after two calls that do not count: there, programs are compiled.
+        Among them are those of PyTorch at the same `work`, where that is given."""
+        with self.pytorch(work) as peers:
+            samples = {**ours, **peers}
+            self.say("times")
+            for take in samples.values():
+                take()
+                take()
+            taken: dict[str, list[float]] = {name: [] for name in samples}
+            for _ in range(self.length(ROUNDS, 1)):
+                for name, take in samples.items():
+                    time.sleep(self.length(1, 0) * measure.PAUSE)
+                    taken[name].append(take())
         self.remark("Times, taken in turns in this run: theirs, ours, and how many times faster ours is.")
         return {name: statistics.median(values) for name, values in taken.items()}
 
@@ -266,12 +269,15 @@ class Session:
         self.pictures[picture("confusion", title)] = plots.confusion(counts)
 
     @contextmanager
-    def pytorch(self, work: Work) -> Iterator[dict[str, Callable[[], float]]]:
-        """Samples of PyTorch eager at the same work, for each number of threads, each in a process of its own; none in
-        a quick run, or where it is not installed."""
+    def pytorch(self, work: Work | None) -> Iterator[dict[str, Callable[[], float]]]:
+        """Samples of PyTorch eager at the same work, for each number of threads, each in a process of its own; none
+        without a work, in a quick run, or where it is not installed."""
         found: dict[str, Callable[[], float]] = {}
+        if work is None or self.quick or not self.timed:
+            yield found
+            return
         with ExitStack() as stack:
-            for threads in () if self.quick or not self.timed else measure.THREADS:
+            for threads in measure.THREADS:
                 worker = stack.enter_context(measure.Worker("torch eager", threads))
                 try:
                     worker.ask("make", work=asdict(work), budget=1.0)
