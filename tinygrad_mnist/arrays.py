@@ -669,6 +669,12 @@ def checksum(a: Array) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(to_host(a)).data, digest_size=16).digest()
 
 
+def synchronize(a: Array) -> None:
+    """Wait until the device of an array has done all that was asked of it so far."""
+    with on_device_of(a):
+        namespace(type(a))._module.cuda.get_current_stream().synchronize()
+
+
 def all_finite(a: Array) -> bool:
     """True where no element is NaN or infinite (always, for integers). It waits for the device."""
     with on_device_of(a):
@@ -732,13 +738,14 @@ def uploads(batches: Iterable[Sequence[Any]], like: Array) -> Iterator[tuple[Arr
         copied[turn].synchronize()  # until the copies out of this buffer are done; at first there are none
         with on_device_of(like):
             if buffers[turn] is None:
-                buffers[turn] = [_pinned(library, part) for part in batch]  # the first batches are the largest
+                buffers[turn] = [pinned(library, part) for part in batch]  # the first batches are the largest
             found = tuple(_upload(library, part, buffer) for part, buffer in zip(batch, buffers[turn], strict=True))
             copied[turn].record()
         yield found
 
 
-def _pinned(library: Any, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def pinned(library: Any, like: Array) -> np.ndarray[Any, Any]:
+    """An array of the host, of the shape and dtype of another, in memory from and to which a GPU copies by itself."""
     memory = library.cuda.alloc_pinned_memory(like.nbytes)
     return np.frombuffer(memory, like.dtype, like.size).reshape(like.shape)
 

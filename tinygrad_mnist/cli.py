@@ -17,6 +17,7 @@ try:
     import os
     import platform
     import shlex
+    import traceback
     from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import redirect_stdout
@@ -32,6 +33,7 @@ try:
     from .bench.cli import app as bench
     from .data import idx
     from .data.files import open_file
+    from .distributed import AgreedError, Ranks, world
     from .explain_cli import explain
     from .inference import evaluate, load_model, predict, probabilities, versions
     from .notebooks.cli import app as notebooks
@@ -49,10 +51,12 @@ app.command()(explain)
 
 INCONCLUSIVE = 3
 INTERRUPTED, UNREAD = 130, 141  # as the shell counts them: 128 + SIGINT, 128 + SIGPIPE
+EXPECTED = (FloatingPointError, OSError, ValueError, MemoryError)
 METAVARS = {str: "TEXT", float: "X", int: "N", tuple: "N,N,..."}
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 Row = TypeVar("Row")
+T = TypeVar("T")
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, gpu, gpu:N, or auto: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Compile = Annotated[bool, typer.Option(help="Compile the steps of the training, or run them as they are written.")]
@@ -80,18 +84,23 @@ def run(arguments: Sequence[str]) -> int:
         code = _invoke(arguments)
         print(end="", flush=True)  # here, where an error is reported
         return code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.TyperException, ArithmeticError, OSError, ValueError, MemoryError) as error:
+        return _failed(error)
+
+
+def _failed(error: BaseException, where: str = "") -> int:
+    """Report what ended a command, on one line; its exit code. `where`: of several processes, which one it was."""
+    if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         return UNREAD
-    except typer.TyperException as error:
+    if isinstance(error, typer.TyperException):
         return _fail(f"{error.format_message().rstrip('.')}; see tinygrad-mnist --help")
-    except FloatingPointError as error:
-        return _fail(error, code=1)
-    except OSError as error:
-        return _fail(_reason(error))
-    except (ValueError, MemoryError) as error:
-        return _fail(error)
+    if not isinstance(error, EXPECTED):
+        traceback.print_exception(error, file=progress.stderr())
+        return _fail(f"{where}{type(error).__name__}: {error}", code=1)
+    reason = _reason(error) if isinstance(error, OSError) else error
+    return _fail(f"{where}{reason}", code=1 if isinstance(error, FloatingPointError) else 2)
 
 
 def _invoke(arguments: Sequence[str]) -> int:
@@ -178,6 +187,12 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, bit for bit.")] = None,
     device: Device = "auto",
     compile: Compile = True,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Share the work with the other processes that mpiexec started.")
+    ] = False,
+    gpu_direct: Annotated[
+        bool, typer.Option("--gpu-direct", help="Let MPI read the GPU's memory: needs an MPI that was built for that.")
+    ] = False,
     as_json: Json = False,
     **options: Any,
 ) -> int:
@@ -193,27 +208,56 @@ def train(
       tinygrad-mnist train --layers 784,256,10 --lr 1e-3 --epochs 10 --out runs/wide
       tinygrad-mnist train --config runs/wide/config.toml --seed 1
       tinygrad-mnist train --resume runs/wide
+      mpiexec -n 2 tinygrad-mnist train --distributed
     """
-    chosen, reason = gpu.choose(device)
     given = {name: value for name, value in options.items() if value is not None}
     if resume:
         fixed = [*given, *(name for name, value in (("recipe", recipe), ("config", config), ("out", out)) if value)]
         if fixed:
             raise ValueError(f"--resume goes on as the run began: leave out --{fixed[0].replace('_', '-')}")
-        folder = Run.open(resume)
-        dataset = load_data(folder.recipe.data)
-    else:
-        full = _recipe(recipe, config, given)
-        dataset = load_data(full.data)
-        check_data(full, dataset)
-        folder = Run.create(full, out)
-    if (device == "auto" or chosen != "cpu") and not as_json:
-        print(f"device: {chosen} ({reason})", file=progress.stderr(), flush=True)
+
+    def work(ranks: Ranks | None) -> int:
+        chosen, reason = gpu.choose(device) if ranks is None else _own_device(device, ranks)
+        first, agree = (_alone, _alone) if ranks is None else (ranks.first, ranks.agree)
+        folder: Run | None = None
+
+        def begin() -> Recipe:
+            nonlocal folder
+            if not resume:
+                return _recipe(recipe, config, given)
+            folder = Run.open(resume)
+            return folder.recipe
+
+        def create() -> None:
+            nonlocal folder
+            check_data(full, dataset)
+            folder = Run.create(full, out)
+
+        full = first(begin)
+        dataset = agree(lambda: load_data(full.data))
+        if not resume:
+            first(create)
+        if (device == "auto" or chosen != "cpu") and not as_json:
+            _note(f"device: {chosen} ({reason})", ranks)
+        return _train(full, dataset, folder, chosen, ranks, compile=compile, as_json=as_json)
+
+    return _together(work, gpu_direct) if distributed else work(None)
+
+
+def _train(
+    recipe: Recipe, dataset: data.Dataset, folder: Run | None, device: str, ranks: Ranks | None, *,
+    compile: bool, as_json: bool,
+) -> int:
+    """Train in this process, or as one of `ranks`, of which rank 0 alone has the folder."""
+    how = {"device": device, "compile": compile, "ranks": ranks}
+    if folder is None:
+        train_run(recipe, dataset, **how)
+        return 0
     monitor = progress.monitor(brief=as_json)
     resume_hint = f"to go on: tinygrad-mnist train --resume {shlex.quote(str(folder.path))}"
     try:
-        with arrays.explaining("training", chosen):
-            train_run(folder.recipe, dataset, run=folder, monitor=monitor, device=chosen, compile=compile)
+        with arrays.explaining("training", device):
+            train_run(recipe, dataset, run=folder, monitor=monitor, **how)
         code = 0
     except KeyboardInterrupt:
         print(f"stopped; {resume_hint}", file=progress.stderr(), flush=True)
@@ -225,12 +269,51 @@ def train(
     if (folder.path / REPORT).exists():
         report = json.loads((folder.path / REPORT).read_text(encoding="utf-8"))
         if as_json:
-            where = {"device": chosen, "emulated": gpu.emulated(chosen), "backend": monitor.backend}
+            where = {"device": device, "emulated": gpu.emulated(device), "backend": monitor.backend}
             _print_json({"run": str(folder.path), **where, **report})
         else:
             _print_report(report)
             print(f"Model, metrics and pictures: {folder.path}")
     return code
+
+
+def _alone(f: Callable[[], T]) -> T:
+    return f()
+
+
+def _together(work: Callable[[Ranks], int], direct: bool) -> int:
+    """Do the work of a command on every process that `mpiexec` started; its exit code. Rank 0 says what went wrong for
+    all; what goes wrong on one alone is said there, and ends all."""
+    ranks = world(direct=direct)
+    try:
+        processes = ", ".join(f"{rank} is {process}" for rank, process in enumerate(ranks.processes()))
+        _note(f"{ranks.size} rank{'s' * (ranks.size > 1)}: {processes}", ranks)
+        code = work(ranks)
+    except (AgreedError, FloatingPointError) as error:
+        return _failed(error) if ranks.rank == 0 else 1 if isinstance(error, FloatingPointError) else 2
+    except BaseException as error:
+        code = _failed(error, f"rank {ranks.rank}: ")
+        ranks.abort(code)
+    if code == INTERRUPTED:
+        ranks.abort(code)  # only rank 0 has heard of it
+    return code
+
+
+def _own_device(device: str, ranks: Ranks) -> tuple[str, str]:
+    """As `gpu.choose` does, but of several GPUs each rank of a machine gets one of its own."""
+    number, _ = ranks.neighbours()
+
+    def choose() -> tuple[str, str]:
+        chosen, reason = gpu.choose(device)
+        return (chosen, reason) if chosen == "cpu" or device not in ("auto", "gpu") else gpu.choose(f"gpu:{number}")
+
+    return ranks.agree(choose)
+
+
+def _note(text: str, ranks: Ranks | None) -> None:
+    """Show a line, once for all ranks."""
+    if ranks is None or ranks.rank == 0:
+        print(text, file=progress.stderr(), flush=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from . import arrays, losses, metrics, nn, ops, serialize
 from .core import Tensor
 from .data import Preprocess
+from .distributed import Ranks
 from .modes import no_grad
 from .runs import CONFIG, MODEL
 
@@ -60,15 +61,19 @@ def probabilities(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 @no_grad()
-def predict(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8]) -> NDArray[Any]:
+def predict(
+    model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8], ranks: Ranks | None = None
+) -> NDArray[Any]:
     """Logits `(n, classes)` on the host for uint8 images `(n, height, width)`, on the host or the device of the model.
-    Without dropout.
+    Without dropout. `ranks`: each computes its part, and all get all of it.
 
     FloatingPointError if one is inf or nan: there is no class to read from that.
     """
     _, height, width = images.shape
     if height * width != model.sizes[0]:
         raise ValueError(f"the model takes images of {model.sizes[0]} pixels, not of {height} x {width}")
+    if ranks is not None:
+        images = images[ranks.begin(len(images))]
     weight, training = model.layers[0].weight, model.training
     parts = (arrays.place(images[i : i + BATCH], weight.data) for i in range(0, len(images), BATCH))
     model.eval()
@@ -78,16 +83,20 @@ def predict(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8]) ->
             logits = arrays.to_host(arrays.namespace(type(weight.data)).concatenate(rows))
     finally:
         model.train(training)
+    if ranks is not None:
+        logits = ranks.joined(logits)
     if not np.isfinite(logits).all():
         raise FloatingPointError("the output of the model became inf or nan")
     return logits
 
 
-def evaluate(model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8], labels: NDArray[Any]) -> Evaluation:
-    """What `model` says to `images`, beside their labels."""
+def evaluate(
+    model: nn.MLP, preprocess: Preprocess, images: NDArray[np.uint8], labels: NDArray[Any], ranks: Ranks | None = None
+) -> Evaluation:
+    """What `model` says to `images`, beside their labels. `ranks`: as in `predict`."""
     if labels.max() >= model.sizes[-1]:
         raise ValueError(f"the model knows the classes 0 to {model.sizes[-1] - 1}, not the label {labels.max()}")
-    return Evaluation(arrays.to_host(labels), predict(model, preprocess, images))
+    return Evaluation(arrays.to_host(labels), predict(model, preprocess, images, ranks))
 
 
 def save_model(path: str | os.PathLike[str], model: nn.MLP, preprocess: Preprocess) -> None:

@@ -2,6 +2,7 @@
 
     training = train(Recipe(epochs=2))                      # in memory: training.model, training.history
     training = train(recipe, run=Run.create(recipe))        # the same, and all results in the folder of the run
+    training = train(recipe, ranks=distributed.world())     # on every process of an MPI job
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from . import arrays, compiled, gpu, losses, nn, ops, optim, plots
 from .arrays import Array
 from .core import Tensor
 from .data import Dataset, Distortion, Preprocess, batches, load, mnist
+from .distributed import AgreedError, Ranks
 from .inference import Evaluation, evaluate, save_model
 from .recipe import MNIST, Recipe
 from .runs import CONFUSION, CURVES, MISTAKES, MODEL, REPORT, Row, Run, fingerprint
@@ -54,12 +56,15 @@ CHUNK = 4e9
 Step = Callable[[Array, Array], tuple[Tensor, Array]]
 
 
-def _step(recipe: Recipe, preprocess: Preprocess, model: nn.MLP, optimizer: optim.Optimizer) -> Step:
+def _step(
+    recipe: Recipe, preprocess: Preprocess, model: nn.MLP, optimizer: optim.Optimizer, ranks: Ranks | None
+) -> Step:
     """One step of a training on uint8 images and their labels, as a function that runs as it is, compiled, and on a GPU
     alike. (It knows no Training: a cycle would keep the memory of one that is no longer used.)"""
 
     def step(images: Array, labels: Array) -> tuple[Tensor, Array]:
-        """Update the parameters once; the loss before that, without the penalty, and the number of right answers."""
+        """Update the parameters once; the loss before that, without the penalty, and the number of right answers: where
+        there are ranks, over the batch of all of them, and the share of right answers instead of their number."""
         logits = model(preprocess(images, recipe.dtype))
         loss = total = _loss(recipe, logits, labels)
         if recipe.l2:
@@ -67,9 +72,14 @@ def _step(recipe: Recipe, preprocess: Preprocess, model: nn.MLP, optimizer: opti
             total = loss + recipe.l2 / 2 * sum(squares)
         optimizer.zero_grad()
         total.backward()
+        if ranks is not None:
+            right = (logits.data.argmax(axis=1) == labels).astype(recipe.dtype)
+            means = ranks.average(optimizer.params, loss.data, right.mean())
         if recipe.clip:
             optim.clip_grad_norm(optimizer.params, recipe.clip)
         optimizer.step()
+        if ranks is not None:
+            return Tensor(means[0]), means[1]
         return loss, (logits.data.argmax(axis=1) == labels).sum()
 
     return step
@@ -140,9 +150,13 @@ class Score:
 class Training:
     """A training in progress: model, optimizer, and the history of the epochs that are done."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: str = "cpu", *, compile: bool = True) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, device: str = "cpu", *, compile: bool = True,
+        ranks: Ranks | None = None,
+    ) -> None:
         check_data(recipe, dataset)
         self.recipe = recipe
+        self.ranks = ranks
         self.device = device
         self.emulated = gpu.emulated(device)
         self.preprocess = Preprocess()
@@ -161,12 +175,18 @@ class Training:
         self._resident = self._placed({name: part for name, part in parts.items() if part})
         steps = recipe.epochs * math.ceil(len(self.train_set.images) / recipe.batch)
         self.optimizer = _optimizer(recipe, self.model.parameters(), _schedule(recipe, steps))
-        self.step = _step(recipe, self.preprocess, self.model, self.optimizer)
-        self._compiled = compiled.compile(self.step) if compile else None
+        self.step = _step(recipe, self.preprocess, self.model, self.optimizer, ranks)
+        # With ranks, every step has a call on the host: no loop of steps can be native
+        self._compiled = compiled.compile(self.step, backend="numpy" if ranks else "auto") if compile else None
         self._told = False
+        self._mine = slice(None)  # of a batch, the rows that are for this process
         self.history: list[Row] = []
         self.tested: Evaluation | None = None  # on the test images, after the last epoch that ran here
         self.fingerprint = fingerprint(dataset)  # a resumed run must see the same data
+        if ranks is not None:
+            _check_ranks(recipe, len(self.train_set.images), ranks)
+            ranks.check_same("the data", self.fingerprint)
+            self.model.rng = ranks.generator(self.model.rng)
 
     def run_epoch(self, monitor: Monitor) -> None:
         """See every training image once, evaluate, and add a row to the history."""
@@ -205,7 +225,7 @@ class Training:
         for name, part in (("validation", self.validation_set), ("test", self.test_set)):
             if part:
                 try:
-                    found = evaluate(self.model, self.preprocess, self._images(name, part), part.labels)
+                    found = evaluate(self.model, self.preprocess, self._images(name, part), part.labels, self.ranks)
                 except FloatingPointError as error:
                     raise self._diverged(str(error)) from None
                 loss_there = float(_loss(recipe, Tensor(found.logits), found.labels))
@@ -213,6 +233,8 @@ class Training:
                 row[f"{name}_loss"] = loss_there
                 row[f"{name}_accuracy"] = found.accuracy
                 self.tested = found  # the test images come last
+        if self.ranks is not None:
+            self.ranks.check_same("the weights", arrays.checksum(self.model.flat))
         rate = {"seconds": seconds, "images_per_second": score.images / seconds}
         row |= dict.fromkeys(rate) if self.emulated else rate
         self.history.append(row)
@@ -225,14 +247,30 @@ class Training:
             if run and "train" in self._resident:
                 part = self._resident["train"]
                 for rows in self._chunks(rng.permutation(len(part.images))):  # the order that `batches` draws
-                    loss, right = run.scan(*self._drawn(rows, distort) if distort else (part, rows))
-                    yield rows.shape[1], loss.data, right
+                    batch = rows.shape[1]
+                    mine = self._begin(batch)
+                    loss, right = run.scan(*self._drawn(rows, distort) if distort else (part, rows[:, mine]))
+                    yield batch, loss.data, self._counted(right)
             else:
                 for images, labels in self._batches(rng):
-                    loss, right = (run or self.step)(distort(images) if distort else images, labels)
-                    yield len(labels), loss.data, right
+                    mine = self._begin(len(labels))
+                    loss, right = (run or self.step)(distort(images) if distort else images[mine], labels[mine])
+                    yield len(labels), loss.data, self._counted(right)
         except FloatingPointError as error:  # of clip: the gradient is not finite
             raise self._diverged(str(error)) from None
+
+    def _begin(self, batch: int) -> slice:
+        """Before steps with this batch: which rows of it are for this process."""
+        if self.ranks is not None:
+            self._mine = self.ranks.begin(batch)
+        return self._mine
+
+    def _counted(self, right: Array) -> Array:
+        """The number of right answers, of what a step says of them."""
+        if self.ranks is None:
+            return right
+        with arrays.on_device_of(right):
+            return arrays.namespace(type(right)).rint(right * self.ranks.batch)
 
     def _chunks(self, order: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """The rows of an epoch in batches, as many together as take some 0.1 s; the last batch may be short."""
@@ -245,22 +283,22 @@ class Training:
             yield order[None, -rest:]
 
     def _distort(self) -> Callable[[Array], Array] | None:
-        """What distorts the images of a batch in this epoch, if anything does: batch after batch, so that it makes no
-        difference how many steps come at once."""
+        """What distorts this process's images of a batch in this epoch, if anything does: batch after batch, so that it
+        makes no difference how many steps come at once."""
         distortion = self.distortion
         if distortion is None:
             return None
         rng = generator(self.recipe.seed, Stream.DISTORT, len(self.history))
-        return lambda images: distortion(images, rng)
+        return lambda images: distortion(images, rng, self._mine)
 
     def _drawn(self, rows: NDArray[Any], distort: Callable[[Array], Array]) -> tuple[Labelled, NDArray[Any]]:
-        """The distorted images of some batches with their labels, and the rows in which they lie now."""
-        part = self._resident["train"]
+        """This process's images of some batches, distorted, with their labels, and the rows in which they lie now."""
+        part, mine = self._resident["train"], self._mine
         images, labels = arrays.take(part, arrays.place(rows, part.images))
         for batch in images:
-            batch[...] = distort(batch)
-        drawn = Labelled(images.reshape(-1, *images.shape[2:]), labels.reshape(-1))
-        return drawn, np.arange(rows.size).reshape(rows.shape)
+            batch[mine] = distort(batch)
+        drawn = Labelled(images[:, mine].reshape(-1, *images.shape[2:]), labels[:, mine].reshape(-1))
+        return drawn, np.arange(len(drawn.labels)).reshape(len(rows), -1)
 
     def _tell(self, monitor: Monitor, last: bool = False) -> None:
         """Tell the monitor what runs the steps, once that is known: the first ones run as they are, to be compiled."""
@@ -347,9 +385,12 @@ class Training:
 
 def train(
     recipe: Recipe, dataset: Dataset | None = None, *, run: Run | None = None, monitor: Monitor | None = None,
-    device: str = "cpu", compile: bool = True,
+    device: str = "cpu", compile: bool = True, ranks: Ranks | None = None,
 ) -> Training:
     """Train as `recipe` says. With a `run`, go on from its checkpoint, if it has one, and leave the results in it.
+
+    With `ranks`, every process of a job calls this: each takes its rows of every batch, of which `batch` is still the
+    size, and rank 0 alone has a `run` or a `monitor`. The weights are those that one process gets, up to rounding.
 
     `compile=False` runs each step as it is written. Without numba, that gives the same bits as a compiled one.
 
@@ -363,7 +404,7 @@ def train(
         raise ValueError(f"the recipe is not that of the run in {run.path}: give train(run.recipe, run=run)")
     dataset = dataset or load_data(recipe.data)
     try:
-        training = _restored(recipe, dataset, run, device, compile)
+        training = _restored(recipe, dataset, run, device, compile, ranks)
         _run_epochs(training, run, monitor or Monitor())
     except KeyboardInterrupt:
         _save_whole_epochs(run, recipe, dataset)
@@ -403,13 +444,19 @@ def _run_epochs(training: Training, run: Run | None, monitor: Monitor) -> None:
 
 
 def _restored(
-    recipe: Recipe, dataset: Dataset, run: Run | None, device: str = "cpu", compile: bool = True
+    recipe: Recipe, dataset: Dataset, run: Run | None, device: str = "cpu", compile: bool = True,
+    ranks: Ranks | None = None,
 ) -> Training:
     """A training as the run's checkpoint has it, or else at its beginning."""
-    training = Training(recipe, dataset, device, compile=compile)
-    if run and (checkpoint := run.load_checkpoint(training.fingerprint)):
-        training.restore(*checkpoint)
-        run.save_history(training.history)
+    training = Training(recipe, dataset, device, compile=compile, ranks=ranks)
+
+    def checkpoint() -> tuple[dict[str, NDArray[Any]], list[Row]] | None:
+        return run.load_checkpoint(training.fingerprint) if run else None
+
+    if found := checkpoint() if ranks is None else ranks.first(checkpoint):
+        training.restore(*found)
+        if run:
+            run.save_history(training.history)
     return training
 
 
@@ -449,6 +496,19 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
         )
     if recipe.validation and not 0 < _held_out(recipe, dataset[0]) < len(dataset[0]):
         raise ValueError(f"validation = {recipe.validation} of {len(dataset[0])} images leaves one side empty")
+
+
+def _check_ranks(recipe: Recipe, images: int, ranks: Ranks) -> None:
+    """Raise AgreedError, in one line, where the ranks cannot share every batch of an epoch."""
+    if recipe.batch % ranks.size:
+        below = recipe.batch // ranks.size * ranks.size
+        near = " or ".join(str(n) for n in (below, below + ranks.size) if n)
+        raise AgreedError(f"batch {recipe.batch} cannot be shared evenly by {ranks.size} ranks: take {near}")
+    if 0 < (last := images % recipe.batch) < ranks.size:
+        raise AgreedError(
+            f"of {images} images in batches of {recipe.batch}, the last has {last}, fewer than {ranks.size} ranks: take "
+            "another batch"
+        )
 
 
 def _held_out(recipe: Recipe, images: NDArray[np.uint8]) -> int:

@@ -45,13 +45,14 @@ class Distortion:
     scale: float = 0.0
     shift: float = 0.0
 
-    def __call__(self, images: Array, rng: np.random.Generator) -> Array:
-        """uint8 images `(n, height, width)`, distorted, on the device of `images`. `rng` draws on the host, so that the
-        numbers are the same for every device."""
+    def __call__(self, images: Array, rng: np.random.Generator, part: slice = slice(None)) -> Array:
+        """uint8 images `(n, height, width)`, distorted, on the device of `images`: those of `part`, which are what they
+        are among all. `rng` draws on the host, so that the numbers are the same for every device."""
         n, height, width = images.shape
         down, across = _functions(height, self.sigma), _functions(width, self.sigma)
         coefficients = np.zeros((n, 2, down.shape[1], across.shape[1]), np.float32)
         self._draw(coefficients, rng)
+        images, coefficients = images[part], coefficients[part]
         coefficients[:, :, 0, 0] += (height - 1) / 2, (width - 1) / 2
         with arrays.on_device_of(images):
             down, coefficients, across = (arrays.place(a, images) for a in (down, coefficients, across.T))

@@ -1,4 +1,5 @@
-"""The matrix product of the BLAS that NumPy itself uses: so SciPy is not needed, and there is one pool of threads."""
+"""The BLAS that NumPy itself uses: its matrix product, so that SciPy is not needed and there is one pool of threads, and
+the number of these."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ _SYMBOLS = (
     "cblas_{}gemm$NEWLAPACK$ILP64",  # Apple's Accelerate
     "cblas_{}gemm",  # what distributions build NumPy with; this one takes 32-bit integers
 )
+_THREADS = ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads")
 NAMES = {f"{kind}gemm": f"tinygrad_mnist_{kind}gemm" for kind in "sd"}
 """What compiled code calls them, wherever they are."""
 
@@ -44,6 +46,19 @@ def find() -> Gemm | None:
             addresses = {kind: ctypes.cast(f, ctypes.c_void_p).value or 0 for kind, f in functions.items()}
             return Gemm(addresses, "int64" if "64" in symbol else "int32")
     return None
+
+
+def limit_threads(n: int) -> None:
+    """Let an OpenBLAS use at most so many threads; another BLAS stays as it is."""
+    for path in _libraries():
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for symbol in _THREADS:
+            if hasattr(library, symbol):
+                getattr(library, symbol)(n)
+                return
 
 
 def _libraries() -> Iterator[str]:
