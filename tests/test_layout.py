@@ -45,8 +45,9 @@ MAY_IMPORT = {
     "runs": "recipe serialize",
     "metrics": "",
     "plots": "",
-    "inference": "arrays modes core ops losses nn data serialize metrics runs",
-    "train": "arrays gpu core ops losses nn optim compiled data recipe runs plots inference",
+    "distributed": "arrays modes core native",
+    "inference": "arrays modes core ops losses nn data serialize metrics runs distributed",
+    "train": "arrays gpu core ops losses nn optim compiled data recipe runs plots distributed inference",
     "progress": "runs train",
     "selftest": "arrays core functional losses nn optim testing data serialize recipe inference train progress gpu",
     "__init__": "arrays modes core ops numpy_api numpy losses functional optim nn show testing data serialize compiled "
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "notebooks": "__init__ arrays numpy core optim gpu data serialize metrics plots runs progress explanation "
     "gradcheck webpage bench",
     "explain_cli": "nn recipe explanation gradcheck notebooks",
-    "cli": "arrays ops gpu testing gradcheck selftest data recipe runs inference train progress bench "
+    "cli": "arrays ops gpu testing gradcheck selftest data recipe runs distributed inference train progress bench "
     "notebooks explain_cli export",
     "__main__": "cli",
 }

@@ -21,6 +21,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,7 +44,7 @@ class AgreedError(ValueError):
 class Ranks:
     """The processes of a job, seen from one of them: its `rank`, from 0, of `size`. Rank 0 reports and writes.
 
-    `comm`: a communicator of mpi4py. `direct`: give MPI the memory of a GPU; by default the sum goes through the host's,
+    `comm`: a communicator of mpi4py. `direct`: give MPI the memory of a GPU; by default sums go through the host's,
     which every MPI can read.
     """
 
@@ -148,11 +149,10 @@ class Ranks:
         return found  # type: ignore[return-value]
 
     def check_same(self, what: str, value: Any) -> None:
-        """AgreedError where `value` is not on all ranks what it is on rank 0."""
+        """AgreedError where `value` is not on all ranks what it is on rank 0. `what` it is, in the plural."""
         found = self._comm.allgather(value)
         if odd := [str(rank) for rank, v in enumerate(found) if v != found[0]]:
-            ranks = f"rank{'s' * (len(odd) > 1)} {', '.join(odd)}"
-            raise AgreedError(f"{what} of {ranks} {'are' if len(odd) > 1 else 'is'} not the same as on rank 0")
+            raise AgreedError(f"{what} of rank{'s' * (len(odd) > 1)} {', '.join(odd)} differ from those of rank 0")
 
     def joined(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The rows that all ranks have, one rank's after the other's."""
@@ -213,7 +213,8 @@ def world(*, direct: bool = False) -> Ranks:
     """All ranks of the job that `mpiexec` started; one, where nothing did. ValueError where there is no MPI.
 
     The ranks of a machine share its cores: each one's BLAS gets its part of them, unless OPENBLAS_NUM_THREADS or
-    OMP_NUM_THREADS says otherwise. Ctrl-C is for rank 0 to deal with.
+    OMP_NUM_THREADS says otherwise. Ctrl-C is for rank 0 to deal with. An exception that nobody catches ends the job, on
+    whichever rank.
     """
     try:
         from mpi4py import MPI
@@ -227,4 +228,13 @@ def world(*, direct: bool = False) -> Ranks:
         blas.limit_threads(max(1, len(os.sched_getaffinity(0)) // there) if hasattr(os, "sched_getaffinity") else 1)
     if ranks.rank > 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if ranks.size > 1:
+        sys.excepthook = partial(_uncaught, ranks)
     return ranks
+
+
+def _uncaught(ranks: Ranks, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Python's `excepthook` on a rank: it ends the job."""
+    sys.__excepthook__(kind, error, trace)
+    print(f"rank {ranks.rank} of {ranks.size} ended: {kind.__name__}: {error}", file=sys.stderr, flush=True)
+    ranks.abort(1)

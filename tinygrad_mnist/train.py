@@ -310,7 +310,8 @@ class Training:
         elif run.backend == "eager":
             backend, reason = "eager", "too few to compile"
         else:
-            backend, reason = run.backend, run.reason
+            backend = run.backend
+            reason = run.reason if self.ranks is None else "each has a sum over the ranks"
         monitor.runs(backend, reason)
         self._told = True
 
@@ -506,8 +507,8 @@ def _check_ranks(recipe: Recipe, images: int, ranks: Ranks) -> None:
         raise AgreedError(f"batch {recipe.batch} cannot be shared evenly by {ranks.size} ranks: take {near}")
     if 0 < (last := images % recipe.batch) < ranks.size:
         raise AgreedError(
-            f"of {images} images in batches of {recipe.batch}, the last has {last}, fewer than {ranks.size} ranks: take "
-            "another batch"
+            f"of {images} images in batches of {recipe.batch}, the last has {last}, fewer than {ranks.size} ranks: "
+            "take another batch"
         )
 
 

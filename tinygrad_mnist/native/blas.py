@@ -1,5 +1,5 @@
-"""The BLAS that NumPy itself uses: its matrix product, so that SciPy is not needed and there is one pool of threads, and
-the number of these."""
+"""The BLAS that NumPy itself uses: its matrix product, so that SciPy is not needed and there is one pool of threads;
+and the number of these."""
 
 from __future__ import annotations
 
