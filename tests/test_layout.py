@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "progress": "runs train",
     "selftest": "arrays core functional losses nn optim testing data serialize recipe inference train progress gpu",
     "__init__": "arrays modes core ops numpy_api numpy losses functional optim nn show testing data serialize compiled "
-    "explanation",
+    "explanation distributed",
     "gradcheck": "arrays modes watching core ops numpy_api losses functional testing",
     "export": "data recipe explanation",
     "webpage": "",

@@ -22,6 +22,7 @@ try:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import redirect_stdout
     from dataclasses import Field, fields
+    from functools import partial
     from pathlib import Path
     from typing import Annotated, Any, TypeVar
 
@@ -249,15 +250,15 @@ def _train(
     compile: bool, as_json: bool,
 ) -> int:
     """Train in this process, or as one of `ranks`, of which rank 0 alone has the folder."""
-    how = {"device": device, "compile": compile, "ranks": ranks}
+    run = partial(train_run, recipe, dataset, device=device, compile=compile, ranks=ranks)
     if folder is None:
-        train_run(recipe, dataset, **how)
+        run()
         return 0
     monitor = progress.monitor(brief=as_json)
     resume_hint = f"to go on: tinygrad-mnist train --resume {shlex.quote(str(folder.path))}"
     try:
         with arrays.explaining("training", device):
-            train_run(recipe, dataset, run=folder, monitor=monitor, **how)
+            run(run=folder, monitor=monitor)
         code = 0
     except KeyboardInterrupt:
         print(f"stopped; {resume_hint}", file=progress.stderr(), flush=True)

@@ -146,7 +146,7 @@ class Ranks:
         found, problem = self._comm.bcast(_tried(f) if self.rank == 0 else None)
         if problem is not None:
             raise AgreedError(problem)
-        return found  # type: ignore[return-value]
+        return found
 
     def check_same(self, what: str, value: Any) -> None:
         """AgreedError where `value` is not on all ranks what it is on rank 0. `what` it is, in the plural."""
