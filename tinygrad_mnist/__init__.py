@@ -22,7 +22,7 @@ from .ops import leaky_relu, log_softmax, logsumexp, primitive, relu, sigmoid, s
 from .serialize import load, save
 
 __all__ = [
-    "Tensor", "compile", "detect_anomaly", "distributed", "dropout", "enable_grad", "explain", "functional", "grad", "hessian",
+    "Tensor", "compile", "detect_anomaly", "dropout", "enable_grad", "explain", "functional", "grad", "hessian",
     "hvp", "jacobian", "jvp", "leaky_relu", "load", "log_softmax", "logsumexp", "losses", "mse", "nn", "no_grad",
     "numpy_api", "ops", "optim", "primitive", "relu", "save", "serialize", "show", "sigmoid", "softmax",
     "softmax_cross_entropy", "softplus", "tanh", "value_and_grad", "vjp",
