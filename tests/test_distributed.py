@@ -280,3 +280,10 @@ def test_a_batch_is_shared_out_whole():
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
         with pytest.raises(distributed.AgreedError, match=f"0 rows are too few for {size} ranks"):
             ranks[0].begin(0)
+
+
+def test_the_page_has_what_the_model_says():
+    root = mpi.TESTS.parent
+    program = [sys.executable, root / "benchmarks" / "scaling.py", "--model"]
+    said = subprocess.run(program, env=mpi.environment(), capture_output=True, text=True, check=True).stdout
+    assert said in (root / "docs" / "distributed.md").read_text(encoding="utf-8")
