@@ -88,6 +88,9 @@ def load(path: str | os.PathLike[str]) -> Any:
         state = load_file(path)
     except (TypeError, AttributeError, KeyError, SafetensorError) as error:  # of bfloat16, float8
         raise ValueError(f"{path}: holds arrays that NumPy cannot: {error}") from None
+    for name, array in state.items():  # ml_dtypes, which JAX brings along, lends NumPy some dtypes of others
+        if array.dtype.kind not in "biufc":
+            raise ValueError(f"{path}: holds arrays that NumPy cannot: {name} is {array.dtype}")
     if _CONFIG not in notes:
         return state
     try:
