@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-# As root, Open MPI asks for two of these; with more ranks than cores, for the third. MPICH knows none of them.
-OPEN_MPI = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy":
-    ":oversubscribe",
+OPEN_MPI = {  # as root it asks for the first two; of version 4 and of version 5, it wants no more ranks than cores
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 
 

@@ -4,15 +4,20 @@ import doctest
 import importlib.util
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import mpi
 
 from tinygrad_mnist import cli, primitive
 from tinygrad_mnist.core import F
+from tinygrad_mnist.gradcheck import campaign
+from tinygrad_mnist.gradcheck.strategies import op_cases
 
 FILE = '''
 import numpy as np
@@ -181,6 +186,46 @@ def test_json_of_operations(run, wrong_sine):
     assert found["rows"][0]["worst"]["report"]["items"][0]["verdict"] == "fail"
 
 
+def without_times(out):
+    """The lines of a table but for what each row took."""
+    return re.sub(r" +[\d,]+( +\d+)$", r"\1", out, flags=re.MULTILINE)
+
+
+def test_each_seed_has_its_row(run):
+    _, out, err = run("tanh", "exp", "--examples", 3, "--dtype", "float64", "--seed", 5, "--seeds", 2)
+    assert [(row["op"], row["seed"]) for row in rows(out)[:4]] == [(op, n) for op in ("tanh", "exp") for n in "56"]
+    assert err.splitlines()[-1] == "gradcheck: 4 of 4 rows"
+    alone = run("tanh", "--examples", 3, "--dtype", "float64", "--seed", 6)[1]
+    assert without_times(alone).splitlines()[1] == without_times(out).splitlines()[2]
+
+
+def test_workers_and_ranks_print_what_one_process_does(run):
+    arguments = ["scatter_add", "tanh", "--examples", 5, "--device", "cpu,strict", "--seeds", 2]
+    code, out, err = run(*arguments)
+    shared = run(*arguments, "--workers", 2)
+    assert (shared[0], without_times(shared[1]), shared[2]) == (code, without_times(out), err)
+    done = mpi.run(3, "-m", "tinygrad_mnist", "gradcheck", *arguments)
+    assert (done.returncode, without_times(done.stdout)) == (code, without_times(out))
+    assert done.stderr.splitlines() == err.splitlines()
+
+
+def test_a_report_that_was_pickled_says_the_same(wrong_sine):
+    report = campaign.check_op("sine", examples=20)
+    assert report.verdict == "fail"
+    again = pickle.loads(pickle.dumps(report))
+    assert (str(again), again.to_json()) == (str(report), report.to_json())
+
+
+def test_a_case_whose_function_and_strides_do_not_pickle_is_drawn_again():
+    draw = campaign.sampler(op_cases("scatter_add", np.dtype("float32")))
+    number = next(n for n in range(100) if not all(a.flags.c_contiguous for a in draw(7, n).arrays))
+    report = campaign.check_op("scatter_add", dtype="float32", seed=7, case=number)
+    report.worst = campaign.Failure(number, draw(7, number), "fail", None, "KeyError: 'x'")
+    again = pickle.loads(pickle.dumps(report))
+    assert ", strides (" in str(report)
+    assert (str(again), again.to_json()) == (str(report), report.to_json())
+
+
 def test_mutants_of_one_rule(run, monkeypatch):
     code, out, err = run("negative", "--mutants", "--examples", 20)
     assert out.splitlines()[0].split() == ["op", "mutants", "killed", "same", "choice", "survivors"]
@@ -298,6 +343,9 @@ def test_errors_of_a_file_are_one_line_with_file_and_line(run, tmp_path, target,
         (["loss.py:sine", "--dtype", "float64,float32"], "are one each"),
         (["loss.py:layer", "--order", 2], "are for functions of Tensors, but layer_vjp takes arrays"),
         (["tanh", "--examples", 0], "--examples"),
+        (["tanh", "--workers", 0], "--workers"),
+        (["tanh", "--mutants", "--workers", 2], "--seeds and --workers are for rows of operations: leave them out"),
+        (["loss.py:sine", "--seeds", 2], "--seeds and --workers are for rows of operations: leave them out"),
     ],
 )
 def test_wrong_usage_is_one_line(run, arguments, text):

@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "explanation": "arrays modes leaf core ops losses functional nn capture program listing watching",
     "native": "arrays program",
     "compiled": "arrays modes leaf guards core functional program capture native",
+    "distributed": "arrays modes core native",
+    "pool": "native distributed",
     "show": "arrays leaf core ops",
     "testing": "arrays core ops numpy_api losses",
     "data": "arrays",  # knows no Tensor
@@ -59,8 +61,8 @@ MAY_IMPORT = {
     "notebooks": "__init__ arrays numpy core optim gpu data serialize metrics plots runs progress explanation "
     "gradcheck webpage bench",
     "explain_cli": "nn recipe explanation gradcheck notebooks",
-    "cli": "arrays ops gpu testing gradcheck selftest data recipe runs distributed inference train progress bench "
-    "notebooks explain_cli export",
+    "cli": "arrays ops gpu testing gradcheck selftest distributed pool data recipe runs inference train "
+    "progress bench notebooks explain_cli export",
     "__main__": "cli",
 }
 

@@ -38,6 +38,8 @@ try:
     from .explain_cli import explain
     from .inference import evaluate, load_model, predict, probabilities, versions
     from .notebooks.cli import app as notebooks
+    from .pool import Pool
+    from .pool import run as share
     from .recipe import MNIST, RECIPES, Recipe, named
     from .runs import REPORT, Run
     from .train import check_data, load_data
@@ -61,6 +63,13 @@ T = TypeVar("T")
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, gpu, gpu:N, or auto: a GPU if there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Compile = Annotated[bool, typer.Option(help="Compile the steps of the training, or run them as they are written.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes of this machine that share the work; under mpiexec, all ranks but the first do.  [default: 1]",
+        show_default=False, min=1, metavar="N",
+    ),
+]
 Model = Annotated[Path, typer.Argument(help="A model file (.safetensors) or the folder of a run.", show_default=False)]
 
 
@@ -311,6 +320,18 @@ def _own_device(device: str, ranks: Ranks) -> tuple[str, str]:
     return ranks.agree(choose)
 
 
+def _share(work: Callable[[Pool], int], workers: int | None) -> int:
+    """Do the work of a command with a pool of workers; its exit code. What goes wrong is said before the pool ends."""
+
+    def reported(pool: Pool) -> int:
+        try:
+            return work(pool)
+        except (KeyboardInterrupt, Exception) as error:
+            return _failed(error)
+
+    return share(reported, workers)
+
+
 def _note(text: str, ranks: Ranks | None) -> None:
     """Show a line, once for all ranks."""
     if ranks is None or ranks.rank == 0:
@@ -551,6 +572,9 @@ def gradcheck(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides cases, cotangents and directions.", min=0, metavar="N")] = 0,
+    seeds: Annotated[
+        int, typer.Option(help="So many seeds, from --seed on: a row of each operation for each.", min=1, metavar="N")
+    ] = 1,
     case: Annotated[
         int | None, typer.Option(help="Run this case alone, as a report says.", show_default=False, min=0, metavar="K")
     ] = None,
@@ -560,6 +584,7 @@ def gradcheck(
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Plant mistakes in the rules instead, and count which are caught.")
     ] = False,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> int:
     """Check gradients against differences: of every operation (minutes), of some, or of a function of your own.
@@ -574,37 +599,46 @@ def gradcheck(
       tinygrad-mnist gradcheck softmax matmul --examples 200 --dtype float64,float32
       tinygrad-mnist gradcheck loss.py:cross_entropy --seed 7
       tinygrad-mnist gradcheck relu --mutants
+      tinygrad-mnist gradcheck --seeds 3 --workers 4
+      mpiexec -n 9 tinygrad-mnist gradcheck --seeds 10
     """
     from .gradcheck import files
 
-    chosen = targets or []
-    of_files = [target for target in chosen if files.is_file(target)]
-    if of_files and (len(chosen) > 1 or mutants):
-        raise ValueError(f"{of_files[0]}: a function of a file is checked alone, and without --mutants")
-    if case is not None and len(chosen) != 1:
-        raise ValueError("--case is that of one operation or function: name it")
-    dtypes, devices = _listed(dtype), _listed(device)
-    for name in dtypes:
-        if name not in ("float64", "float32", "float16"):
-            raise ValueError(f"--dtype must be float64, float32 or float16, not {name!r}")
-    for name in devices:
-        if name == "strict":
-            from .testing import strict
+    def work(pool: Pool) -> int:
+        chosen = targets or []
+        of_files = [target for target in chosen if files.is_file(target)]
+        if of_files and (len(chosen) > 1 or mutants):
+            raise ValueError(f"{of_files[0]}: a function of a file is checked alone, and without --mutants")
+        if case is not None and len(chosen) != 1:
+            raise ValueError("--case is that of one operation or function: name it")
+        if (of_files or mutants or case is not None) and (seeds > 1 or workers is not None):
+            raise ValueError("--seeds and --workers are for rows of operations: leave them out")
+        dtypes, devices = _listed(dtype), _listed(device)
+        for name in dtypes:
+            if name not in ("float64", "float32", "float16"):
+                raise ValueError(f"--dtype must be float64, float32 or float16, not {name!r}")
+        for name in devices:
+            if name == "strict":
+                from .testing import strict
 
-            arrays.register("strict", strict.xp)
-        else:
-            gpu.choose(name)
-    if of_files:
-        if len(dtypes) > 1 or len(devices) > 1:
-            raise ValueError("--dtype and --device of a function of a file are one each")
-        options = {"dtype": next(iter(dtypes), None), "device": next(iter(devices), None), "order": order}
-        return _check_function(of_files[0], examples or 10, seed=seed, case=case, as_json=as_json, **options)
-    if mutants:
-        return _check_mutants(chosen or None, examples, as_json)
-    places = None
-    if dtypes or devices:
-        places = [(one, other) for one in dtypes or ["float64"] for other in devices or ["cpu"]]
-    return _check_operations(chosen or None, examples, places, seed=seed, order=order, case=case, as_json=as_json)
+                arrays.register("strict", strict.xp)
+            else:
+                gpu.choose(name)
+        if of_files:
+            if len(dtypes) > 1 or len(devices) > 1:
+                raise ValueError("--dtype and --device of a function of a file are one each")
+            options = {"dtype": next(iter(dtypes), None), "device": next(iter(devices), None), "order": order}
+            return _check_function(of_files[0], examples or 10, seed=seed, case=case, as_json=as_json, **options)
+        if mutants:
+            return _check_mutants(chosen or None, examples, as_json)
+        places = None
+        if dtypes or devices:
+            places = [(one, other) for one in dtypes or ["float64"] for other in devices or ["cpu"]]
+        return _check_operations(
+            chosen or None, examples, places, pool, seed=seed, seeds=seeds, order=order, case=case, as_json=as_json
+        )
+
+    return _share(work, workers)
 
 
 def _listed(text: str | None) -> list[str]:
@@ -633,8 +667,8 @@ def _each(rows: Iterator[Row], total: int) -> Iterator[Row]:
 
 
 def _check_operations(
-    names: list[str] | None, examples: int | None, places: list[tuple[str, str]] | None, *,
-    seed: int, order: int, case: int | None, as_json: bool,
+    names: list[str] | None, examples: int | None, places: list[tuple[str, str]] | None, pool: Pool, *,
+    seed: int, seeds: int, order: int, case: int | None, as_json: bool,
 ) -> int:
     _needs_hypothesis()
     from .gradcheck import campaign
@@ -644,13 +678,15 @@ def _check_operations(
     examples = examples or campaign.EXAMPLES
     chosen = campaign.PLACES if places is None else places
     if case is None or names is None:
-        rows = campaign.campaign(names, examples=examples, seed=seed, order=order, places=chosen)
+        rows = campaign.campaign(
+            names, examples=examples, seed=seed, seeds=seeds, order=order, places=chosen, spread=pool.map
+        )
     elif len(chosen) == 1:
         (dtype, device), = chosen
         rows = iter([campaign.check_op(names[0], seed=seed, dtype=dtype, device=device, order=order, case=case)])
     else:
         raise ValueError("--case is that of one dtype on one device: add --dtype and --device as the report says")
-    total = len(names or op_names()) * len(chosen)
+    total = len(names or op_names()) * len(chosen) * seeds
     found: list[campaign.OpReport] = []
     for row in _each(rows, total):
         if not found and not as_json:

@@ -33,6 +33,8 @@ from .modes import current
 from .native import blas
 
 INSTALL = "pip install 'tinygrad-mnist[mpi]'"
+LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Of MPICH and its relatives, of PMIx, of Open MPI, of MVAPICH: the variable that tells a process its rank."""
 
 T = TypeVar("T")
 
@@ -207,6 +209,11 @@ def _pieces(flat: Array, parts: Sequence[Array]) -> list[Array]:
     """Views of a flat buffer in the shapes of `parts`, one after the other."""
     stops = np.cumsum([a.size for a in parts]).tolist()
     return [flat[stop - a.size : stop].reshape(a.shape) for a, stop in zip(parts, stops, strict=True)]
+
+
+def under_mpiexec() -> bool:
+    """Whether mpiexec, or what does its work in a cluster, started this process. To see that takes no MPI."""
+    return any(name in os.environ for name in LAUNCHERS)
 
 
 def world(*, direct: bool = False) -> Ranks:

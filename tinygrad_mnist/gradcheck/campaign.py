@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,11 +31,13 @@ PLACES = (("float64", "cpu"), ("float32", "cpu"), ("float16", "cpu"), ("float64"
 """(dtype, device) of the rows that `campaign` has for each operation: "strict" is a double of CuPy that needs no
 GPU."""
 
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
 _ATTEMPTS = 200  # to draw one example that the filters of a strategy let pass
 _BYTES = 8192  # of randomness for one example: more than Hypothesis allows it to use
 _WIDTHS = {
     "op": -13, "dtype": -8, "device": -7, "checks": 6, "elements": 8, "pass": 7, "kink": 6, "ill": 4, "nondet": 6,
-    "fail": 5, "resolution": 10, "P(miss)": 7, "f calls": 8, "ms": 7,
+    "fail": 5, "resolution": 10, "P(miss)": 7, "f calls": 8, "ms": 7, "seed": 4,
 }
 
 
@@ -118,6 +120,20 @@ class OpReport:
     def __bool__(self) -> bool:
         raise TypeError("a report is neither true nor false: use report.ok or report.verdict")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled. A case that can be drawn again is left out: its function may not pickle, and the strides of
+        its operands would be lost."""
+        state = dict(vars(self))
+        if self.worst is not None and self.shipped:
+            state["worst"] = {**vars(self.worst), "case": None}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(worst := state["worst"], dict):
+            worst["case"] = sampler(op_cases(state["op"], np.dtype(state["dtype"])))(state["seed"], worst["number"])
+            state["worst"] = Failure(**worst)
+        vars(self).update(state)
+
     def cells(self) -> dict[str, str]:
         """The columns of the row."""
         return {
@@ -131,6 +147,7 @@ class OpReport:
             "P(miss)": f"{self.miss_probability:.0e}",
             "f calls": f"{self.evals:,}",
             "ms": f"{self.ms:,.0f}",
+            "seed": str(self.seed),
         }
 
     @property
@@ -287,13 +304,19 @@ def _case(name: str, example: Any, dtype: Any) -> OpCase:
 
 
 def campaign(
-    names: Sequence[str] | None = None, *, examples: int = EXAMPLES, seed: int = 0, order: int = 1,
-    places: Sequence[tuple[str, str]] = PLACES,
+    names: Sequence[str] | None = None, *, examples: int = EXAMPLES, seed: int = 0, seeds: int = 1, order: int = 1,
+    places: Sequence[tuple[str, str]] = PLACES, spread: Spread = map,
 ) -> Iterator[OpReport]:
-    """`check_op` for these operations, or for every registered one, in each dtype and on each device of `places`: a
-    row as soon as it is done. Raises ValueError for a name that is unknown, before the first row."""
+    """`check_op` for these operations, or for every registered one, in each dtype and on each device of `places`, with
+    each of as many `seeds`, from `seed` on: a row as soon as it is done. `spread`: what does the rows, as `map` does.
+    Raises ValueError for a name that is unknown, before the first row."""
     names = op_names() if names is None else list(names)
     for name in names:
         op_cases(name)
-    for name, (dtype, device) in itertools.product(names, places):
-        yield check_op(name, examples=examples, seed=seed, dtype=dtype, device=device, order=order)
+    rows = itertools.product(names, places, range(seed, seed + seeds))
+    yield from spread(functools.partial(_row, examples=examples, order=order), rows)
+
+
+def _row(row: tuple[str, tuple[str, str], int], *, examples: int, order: int) -> OpReport:
+    name, (dtype, device), seed = row
+    return check_op(name, examples=examples, seed=seed, dtype=dtype, device=device, order=order)
