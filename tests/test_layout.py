@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "inference": "arrays modes core ops losses nn data serialize metrics runs distributed",
     "train": "arrays gpu core ops losses nn optim compiled data recipe runs plots distributed inference",
     "progress": "runs train",
+    "sweep": "arrays gpu data serialize recipe runs plots train",
     "selftest": "arrays core functional losses nn optim testing data serialize recipe inference train progress gpu",
     "__init__": "arrays modes core ops numpy_api numpy losses functional optim nn show testing data serialize compiled "
     "explanation distributed",
@@ -61,8 +62,8 @@ MAY_IMPORT = {
     "notebooks": "__init__ arrays numpy core optim gpu data serialize metrics plots runs progress explanation "
     "gradcheck webpage bench",
     "explain_cli": "nn recipe explanation gradcheck notebooks",
-    "cli": "arrays ops gpu testing gradcheck selftest distributed pool data recipe runs inference train "
-    "progress bench notebooks explain_cli export",
+    "cli": "arrays ops gpu testing gradcheck selftest distributed pool data serialize recipe runs inference train "
+    "progress sweep bench notebooks explain_cli export",
     "__main__": "cli",
 }
 

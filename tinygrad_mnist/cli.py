@@ -30,7 +30,7 @@ try:
     import typer
     from numpy.typing import NDArray
 
-    from . import arrays, data, gpu, progress
+    from . import arrays, data, gpu, progress, serialize
     from .bench.cli import app as bench
     from .data import idx
     from .data.files import open_file
@@ -361,6 +361,97 @@ def export(
     given = {name: value for name, value in options.items() if value is not None}
     for path in write(_recipe(None, config, given), out, cupy=cupy):
         print(path)
+
+
+# ---- sweep --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def sweep(
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG.toml", help="Seeds, and a grid of options, or what to draw them from.",
+                       show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the sweep.  [default: sweeps/<name of CONFIG>]")
+    ] = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Train with many settings of the options of a recipe, each with some seeds; a table and a plot at the end.
+
+    Started again, a sweep goes on: what is done is not repeated, and what was interrupted goes on from its checkpoint.
+    A run that diverges is a row that says so. Exit code 1: all of them did.
+
+    \b
+    CONFIG.toml:                                 or, instead of [grid]:
+      seeds = [0, 1, 2]                            samples = 20
+      recipe = "best"      # if at all             draw_seed = 0
+      [options]            # of all runs           [random]
+      epochs = 3                                   lr = { low = 1e-4, high = 1e-1, log = true }
+      validation = 0.1                             batch = { low = 32, high = 512 }
+      [grid]               # all combinations      activation = ["relu", "tanh"]
+      lr = [0.003, 0.01]
+      layers = [[784, 64, 10], [784, 128, 64, 10]]
+
+    \b
+    Examples:
+      tinygrad-mnist sweep lr.toml
+      tinygrad-mnist sweep lr.toml --out sweeps/again --workers 4 --device cpu
+      mpiexec -n 9 tinygrad-mnist sweep lr.toml
+    """
+    from . import sweep as sweeps
+
+    def work(pool: Pool) -> int:
+        folder = Path("sweeps", config.stem) if out is None else out
+        chosen, reason = gpu.choose(device)
+        found = sweeps.prepare(config, folder)
+        jobs = found.jobs(folder)
+        outcomes = {job: sweeps.outcome(job) for job in jobs if sweeps.is_done(job)}
+        _note(f"device: {chosen} ({reason})", None)
+        sizes = f"settings: {len(found.settings)}, seeds: {len(found.seeds)}, runs: {len(jobs)}"
+        _note(f"{sizes}, of which are done: {len(outcomes)}; in {folder}", None)
+        left = [job for job in jobs if job not in outcomes]
+        try:
+            for job, result in pool.as_done(partial(sweeps.run, device=device), left):
+                outcomes[job] = result
+                sweeps.save_results(found, outcomes, folder)
+                _note(f"run {len(outcomes)} of {len(jobs)}: {job.folder.name}: {result}", None)
+        except KeyboardInterrupt:
+            _note(f"stopped after {len(outcomes)} of {len(jobs)} runs; to go on, start the same command again", None)
+            return INTERRUPTED
+        serialize.write(folder / sweeps.PLOT, sweeps.plot(rows := sweeps.summary(found, outcomes)))
+        if as_json:
+            _print_json({"sweep": str(folder), "chosen_by": found.chosen_by, "settings": rows})
+        else:
+            _print_sweep(rows, found.chosen_by)
+            print(f"Runs, {sweeps.RESULTS} and {sweeps.PLOT}: {folder}")
+        return 0 if any(row["failed"] < row["runs"] for row in rows) else 1
+
+    return _share(work, workers)
+
+
+def _print_sweep(rows: list[dict[str, Any]], chosen_by: str) -> None:
+    from rich.table import Table
+
+    from .sweep import cells
+
+    lines = cells(rows)
+    table = Table(box=None, pad_edge=False)
+    for name in lines[0]:
+        table.add_column(name, justify="right")
+    for line in lines:
+        table.add_row(*line.values())
+    progress.print_table(table)
+    seeds = " (least to most of the seeds)" if rows[0]["runs"] > 1 else ""
+    print(f"Best first, by {chosen_by.replace('_', ' ')}; each the mean{seeds}.")
+    if chosen_by == "test_accuracy":
+        print(
+            "The test images took part in that choice: what a chosen setting reaches on them is not to be reported as "
+            "its test accuracy. To choose by other images, put validation = 0.1 into [options]."
+        )
 
 
 # ---- evaluate, predict, info --------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""The pictures of a run, each a function from arrays to a PNG: training curves, confusion matrix, the worst mistakes.
+"""The pictures of a run, each a function from arrays to a PNG: training curves, confusion matrix, the worst mistakes;
+and the picture of a sweep.
 
 matplotlib is imported inside the functions: that takes 0.3 s, which other commands should not pay. (Importing it in a
 thread while training takes longer: the two compete for the interpreter.)
@@ -21,6 +22,11 @@ INK = "#333333"
 COLOURS = {"train": "#888888", "validation": "#d95f02", "test": "#1f77b4"}
 GRID = (4, 7)
 """Rows and columns of the picture of mistakes."""
+FAILED = "#a50f15"
+ROWS = 60
+"""Of a sweep without a single number to go by, so many settings are shown, the best ones."""
+WIDE = 30
+"""Where the largest value of an option is more than so many times the smallest, its axis is logarithmic."""
 LABELLED = 20
 """Up to so many classes, the counts fit into the cells of the confusion matrix."""
 
@@ -101,6 +107,61 @@ def gallery(images: NDArray[np.uint8], captions: Sequence[str], columns: int) ->
     axes.set_axis_off()
     _tiles(axes, images, captions, rows, columns)
     return to_png(figure)
+
+
+def settings(points: Sequence[Mapping[str, Any]], x: str | None) -> bytes:
+    """Accuracies of settings, the best of which comes first: a dot for each run, and a line at their mean.
+
+    A point has the "label" of a setting, the accuracies of its runs, "validation" and "test", and how many have
+    "failed". They are drawn over the option `x`, of which each has the value "x"; or one below the other.
+    """
+    shown = points[:ROWS]
+    figure = new_figure(8, 5) if x else new_figure(9.6, 1.3 + 0.3 * len(shown))
+    axes = figure.subplots()
+    parts = [part for part in ("validation", "test") if any(point[part] for point in shown)]
+    for part in parts:
+        # Beside each other, where one is below the other: the dots of both are often at the same place
+        shift = 0 if x or len(parts) == 1 else -0.15 if part == "validation" else 0.15
+        places = [point["x"] if x else row + shift for row, point in enumerate(shown)]
+        there = [(place, point[part]) for place, point in zip(places, shown, strict=True) if point[part]]
+        dots = [(place, 100 * accuracy) for place, accuracies in there for accuracy in accuracies]
+        means = sorted((place, 100 * float(np.mean(accuracies))) for place, accuracies in there)
+        style = {"color": COLOURS[part], "linestyle": "none"}
+        _draw(axes, x, dots, **style, marker="o", markersize=5, alpha=0.6, markeredgewidth=0, label=f"{part}, one run")
+        if x:
+            _draw(axes, x, means, color=COLOURS[part], linewidth=1, label=f"{part}, mean")
+        else:
+            _draw(axes, x, means, **style, marker="|", markersize=10, markeredgewidth=2, label=f"{part}, mean")
+    if failed := [point["x"] if x else row for row, point in enumerate(shown) if point["failed"]]:
+        edge = axes.get_xaxis_transform() if x else axes.get_yaxis_transform()
+        _draw(axes, x, [(place, 0.015) for place in failed], color=FAILED, linestyle="none", marker="x", transform=edge,
+              label="a run failed")
+    if x:
+        values = [point["x"] for point in shown]
+        if min(values) > 0 and max(values) > WIDE * min(values):
+            axes.set_xscale("log")
+        axes.set(xlabel=x, ylabel="accuracy in %")
+    else:
+        axes.set(xlabel="accuracy in %", ylim=(len(shown) - 0.5, -0.5))
+        axes.set_yticks(range(len(shown)), [_short(point["label"]) for point in shown])
+        axes.tick_params(axis="y", length=0)
+        if len(shown) < len(points):
+            axes.set_title(f"the best {len(shown)} of {len(points)} settings", color=INK)
+    axes.grid(color="#e5e5e5")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    return to_png(figure)
+
+
+def _draw(axes: Any, x: str | None, points: Sequence[tuple[float, float]], **style: Any) -> None:
+    """Plot (place, accuracy): upright over the option x, else from left to right."""
+    across, up = zip(*points, strict=True) if points else ((), ())
+    axes.plot(*((across, up) if x else (up, across)), **style)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _tiles(axes: Any, images: NDArray[np.uint8], captions: Sequence[str], rows: int, columns: int) -> None:

@@ -154,14 +154,7 @@ class Recipe:
     @classmethod
     def from_toml(cls, text: str, base: Recipe | None = None) -> Recipe:
         """The inverse of `to_toml`; options may be left out, and are then as in `base`."""
-        import tomllib
-
-        try:
-            return cls.from_mapping(tomllib.loads(text), base)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"not a TOML file: {error}") from error
-        except RecursionError:
-            raise ValueError("not a TOML file of options: it is nested too deeply") from None
+        return cls.from_mapping(from_toml(text), base)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], base: Recipe | None = None) -> Recipe:
@@ -173,6 +166,18 @@ class Recipe:
             return cls.from_toml(Path(path).read_text(encoding="utf-8-sig"), base)  # some editors begin with a BOM
         except ValueError as error:  # UnicodeDecodeError too
             raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def from_toml(text: str) -> dict[str, Any]:
+    """What a TOML file says; ValueError where the text is none."""
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"not a TOML file: {error}") from error
+    except RecursionError:
+        raise ValueError("not a TOML file of options: it is nested too deeply") from None
 
 
 def _toml(value: Any) -> str:
