@@ -47,7 +47,6 @@ MAY_IMPORT = {
     "runs": "recipe serialize",
     "metrics": "",
     "plots": "",
-    "distributed": "arrays modes core native",
     "inference": "arrays modes core ops losses nn data serialize metrics runs distributed",
     "train": "arrays gpu core ops losses nn optim compiled data recipe runs plots distributed inference",
     "progress": "runs train",

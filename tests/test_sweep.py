@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mpi import mpiexec
+import mpi
 from PIL import Image
 from small import save_npz
 
@@ -321,7 +321,7 @@ def test_two_workers_and_two_ranks_do_what_one_process_does(run, tmp_path):
     assert code == 0
     assert len([line for line in err.splitlines() if line.startswith("run ")]) == 4
     assert results(tmp_path / "two") == results(tmp_path / "one")
-    done = mpiexec(3, "-m", "tinygrad_mnist", "sweep", "c.toml", "--out", "three")
+    done = mpi.run(3, "-m", "tinygrad_mnist", "sweep", "c.toml", "--out", "three")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == out.splitlines()[0]
     assert len(done.stdout.splitlines()) == len(out.splitlines())  # rank 0 alone reports
@@ -330,7 +330,7 @@ def test_two_workers_and_two_ranks_do_what_one_process_does(run, tmp_path):
 
 def test_under_mpiexec_an_error_is_said_once(run, tmp_path):
     for arguments, text in ((("gone.toml",), "gone.toml: No such file"), (("c.toml", "--workers", 2), "without it")):
-        done = mpiexec(2, "-m", "tinygrad_mnist", "sweep", *arguments)
+        done = mpi.run(2, "-m", "tinygrad_mnist", "sweep", *arguments)
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("tinygrad-mnist: ") == 1
         assert text in done.stderr
