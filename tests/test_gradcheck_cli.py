@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mpi
 import numpy as np
 import pytest
-import mpi
 
 from tinygrad_mnist import cli, primitive
 from tinygrad_mnist.core import F

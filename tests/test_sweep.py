@@ -11,9 +11,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import mpi
 import numpy as np
 import pytest
-import mpi
 from PIL import Image
 from small import save_npz
 

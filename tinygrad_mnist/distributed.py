@@ -231,8 +231,7 @@ def world(*, direct: bool = False) -> Ranks:
         raise ValueError(f"mpi4py finds no MPI: {error}: {INSTALL}, or install the system's") from None
     ranks = Ranks(MPI.COMM_WORLD, direct=direct)
     _, there = ranks.neighbours()
-    if there > 1 and not any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
-        blas.limit_threads(max(1, len(os.sched_getaffinity(0)) // there) if hasattr(os, "sched_getaffinity") else 1)
+    blas.share_cores(there)
     if ranks.rank > 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if ranks.size > 1:

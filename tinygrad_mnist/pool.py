@@ -105,8 +105,7 @@ def _begin(workers: int) -> None:
     killed, this one ends too; and they share the cores, unless a variable says how many threads the BLAS has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if not any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
-        blas.limit_threads(max(1, _cores() // workers))
+    blas.share_cores(workers)
 
 
 def _end_with_parent() -> None:
@@ -114,8 +113,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

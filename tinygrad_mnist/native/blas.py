@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,14 @@ def find() -> Gemm | None:
             addresses = {kind: ctypes.cast(f, ctypes.c_void_p).value or 0 for kind, f in functions.items()}
             return Gemm(addresses, "int64" if "64" in symbol else "int32")
     return None
+
+
+def share_cores(processes: int) -> None:
+    """Let this process, one of so many on this machine, use its part of the cores, unless a variable says how many
+    threads the BLAS has."""
+    if not any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        limit_threads(max(1, cores // processes))
 
 
 def limit_threads(n: int) -> None:
