@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from small import RECIPE, dataset
 
-from tinygrad_mnist import arrays, cli, distributed, nn, softmax_cross_entropy
+from tinygrad_mnist import Tensor, arrays, cli, compile, distributed, nn, optim, softmax_cross_entropy
 from tinygrad_mnist import train as training_module
 from tinygrad_mnist.train import Training, train
 
@@ -65,6 +65,7 @@ def messages(ranks):
 
     images, labels, *rest = DATA
     other = (images, np.roll(labels, ranks.rank), *rest)
+    shorter = (images[: 500 - 51 * ranks.rank], labels[: 500 - 51 * ranks.rank], *rest)  # too few on rank 1 for a batch
 
     def apart():
         training = Training(RECIPE, DATA, ranks=ranks)
@@ -77,6 +78,9 @@ def messages(ranks):
 
     return {
         "data": said(lambda: train(RECIPE, other, ranks=ranks)),
+        "length": said(lambda: train(replace(RECIPE, validation=0.0), shorter, ranks=ranks)),
+        "recipes": said(lambda: train(replace(RECIPE, dropout=0.1 * ranks.rank), DATA, ranks=ranks)),
+        "tests": said(lambda: train(RECIPE, (*DATA[:2], *(a[:1] for a in rest)), ranks=ranks)),
         "weights": said(apart),
         "batch": said(lambda: train(replace(RECIPE, batch=33), DATA, ranks=ranks)),
         "small": said(lambda: train(replace(RECIPE, batch=1), DATA, ranks=ranks)),
@@ -84,6 +88,64 @@ def messages(ranks):
         "agree": said(lambda: ranks.agree(missing)),
         "first": said(lambda: ranks.first(lambda: Path("missing.npz").stat())),
         "fine": said(lambda: ranks.agree(lambda: None)),
+    }
+
+
+def own_loop(ranks, batch):
+    """How far from one process a compiled loop of one's own ends, with shares that are uneven, and of which some are
+    large enough for native code; and what runs it."""
+    x, y = DATA[0].reshape(-1, 784) / np.float64(255), DATA[1]
+    x, y = np.concatenate([x] * 10), np.concatenate([y] * 10)
+
+    def loop(ranks, scan):
+        model = nn.MLP((784, 8, 10), rng=0, dtype="float64")
+        optimizer = optim.Adam(model.parameters(), lr=1e-2)
+
+        def step(x, y):
+            loss = softmax_cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            if ranks:
+                loss, = ranks.average(optimizer.params, loss)
+            optimizer.step()
+            return loss
+
+        compiled = compile(step)
+        for n in (batch, batch, batch - 1, batch, batch - 1, batch):
+            mine = ranks.begin(n) if ranks else slice(n)
+            if scan:
+                compiled.scan((x, y), np.arange(n)[None, mine])
+            else:
+                compiled(x[mine], y[mine])
+        return compiled.backend, compiled.reason, model.flat
+
+    found = {}
+    for scan in (False, True):
+        backend, reason, ours = loop(ranks, scan)
+        found["scan" if scan else "calls"] = backend, reason, relative(ours, loop(None, scan)[-1])
+    return found
+
+
+def refused(ranks):
+    """What `average` and a shared generator say to what they cannot do."""
+    def said(f):
+        try:
+            f()
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return None
+
+    with_gradient = Tensor(np.ones(2), requires_grad=True)
+    with_gradient.sum().backward()
+    without = Tensor(np.ones(2), requires_grad=True, name="W2")
+    rng = ranks.generator(np.random.default_rng(0))
+    whole = np.random.default_rng(0).random(5)
+    ranks.begin(5)
+    return {
+        "gradient": said(lambda: ranks.average([with_gradient, without])),
+        "dtypes": said(lambda: ranks.average([with_gradient], np.float32(1))),
+        "rows": said(lambda: rng.random((4, 2))),
+        "numbers": np.array_equal(rng.random(ranks.mine.stop - ranks.mine.start), whole[ranks.mine]),
     }
 
 

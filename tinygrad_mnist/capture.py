@@ -37,6 +37,10 @@ class CaptureError(RuntimeError):
     """A function did what cannot be captured: it read a value, or a symbol outlived it."""
 
 
+class OnHost(BaseException):
+    """Every step of the function has a call on the host. (No Exception: the function itself may catch those.)"""
+
+
 class _Misled(Exception):
     """Zeros stood for large results where numbers were needed, or may have been: the function is to run with all."""
 
@@ -317,8 +321,9 @@ _REDUCES = {"sum", "mean", "max", "min", "prod", "var", "std", "any", "all"}
 class Recorder:
     """Takes down one run of a function."""
 
-    def __init__(self, name: str = "step", *, hollow: bool = False) -> None:
+    def __init__(self, name: str = "step", *, hollow: bool = False, calls: bool = True) -> None:
         self.name = name  # of the function
+        self.calls = calls  # whether what runs on the host at every step may do so now
         self.hollow = hollow  # nobody wants the numbers: zeros stand for large results
         self.emptied = False  # there were some
         self.errors = np.geterr()
@@ -465,6 +470,9 @@ class Recorder:
 
     def host_call(self, call: Callable[..., Any], operands: Sequence[Array], *, result: bool, **params: Any) -> Any:
         """Call a function on the host now and at every replay; it may change its operands in place."""
+        site = self.site if self.site.line else Site(guards.source_line(), "update", len(self.nodes))
+        if not self.calls and "due" not in params:
+            raise OnHost(f"{site.op or 'a call'} at {site.line} runs on the host at every step")
         symbols = [self.lift(a) for a in operands]
         self.save(symbols)
         found = call(*(s.example for s in symbols))
@@ -472,7 +480,7 @@ class Recorder:
         out = self.result(np.asarray(found)) if result else None
         outs = () if out is None else (out.value,)
         self.numbers.update(outs)
-        self.emit(Instruction("call", values, {"call": call, **params}, outs, values, self.site))
+        self.emit(Instruction("call", values, {"call": call, **params}, outs, values, site))
         return out
 
     def random(self, rng: np.random.Generator, shape: tuple[int, ...], dtype: str, like: Any) -> Symbol:
@@ -813,25 +821,26 @@ class Captured(NamedTuple):
 
 
 def record(
-    f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, keep: bool = True,
+    f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, keep: bool = True, calls: bool = True,
     watch: Callable[[Recorder], Any] = lambda recorder: nullcontext(),
 ) -> tuple[Captured, Any]:
     """Run `f` once on symbols: (the captured call, the result of this run).
 
     An exception undoes whatever the run has changed. So does `keep=False`: then there is no result, and large ones on
-    the way to it are not kept either. `watch(recorder)` is a context in which `f` runs.
+    the way to it are not kept either. `calls=False`: OnHost instead of a call on the host that every step has; what
+    other processes take part in cannot be undone. `watch(recorder)` is a context in which `f` runs.
     """
     if not keep:
         with suppress(_Misled), np.errstate(all="ignore"):
-            return _recorded(f, args, kwargs, keep, watch, hollow=True)
-    return _recorded(f, args, kwargs, keep, watch, hollow=False)
+            return _recorded(f, args, kwargs, keep, calls, watch, hollow=True)
+    return _recorded(f, args, kwargs, keep, calls, watch, hollow=False)
 
 
 def _recorded(
-    f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], keep: bool,
+    f: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], keep: bool, calls: bool,
     watch: Callable[[Recorder], Any], *, hollow: bool,
 ) -> tuple[Captured, Any]:
-    recorder = Recorder(getattr(f, "__name__", "step"), hollow=hollow)
+    recorder = Recorder(getattr(f, "__name__", "step"), hollow=hollow, calls=calls)
     try:
         with recording(recorder), watch(recorder):
             captured, results = _run(recorder, f, args, kwargs)

@@ -42,7 +42,7 @@ try:
     from .pool import run as share
     from .recipe import MNIST, RECIPES, Recipe, named
     from .runs import REPORT, Run
-    from .train import check_data, load_data
+    from .train import check_data, check_ranks, load_data
     from .train import train as train_run
 except KeyboardInterrupt:  # importing takes long enough to be interrupted
     sys.exit(130)
@@ -201,7 +201,7 @@ def train(
         bool, typer.Option("--distributed", help="Share the work with the other processes that mpiexec started.")
     ] = False,
     gpu_direct: Annotated[
-        bool, typer.Option("--gpu-direct", help="Let MPI read the GPU's memory: needs an MPI that was built for that.")
+        bool, typer.Option("--gpu-direct", help="Let MPI read the GPU's memory; one not built for that crashes.")
     ] = False,
     as_json: Json = False,
     **options: Any,
@@ -221,13 +221,13 @@ def train(
       mpiexec -n 2 tinygrad-mnist train --distributed
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if resume:
-        fixed = [*given, *(name for name, value in (("recipe", recipe), ("config", config), ("out", out)) if value)]
-        if fixed:
-            raise ValueError(f"--resume goes on as the run began: leave out --{fixed[0].replace('_', '-')}")
+    if gpu_direct and not distributed:
+        raise ValueError("--gpu-direct is about what --distributed does: give both, or none")
 
     def work(ranks: Ranks | None) -> int:
         chosen, reason = gpu.choose(device) if ranks is None else _own_device(device, ranks)
+        if gpu_direct and chosen == "cpu":
+            raise AgreedError("--gpu-direct needs --device gpu")
         first, agree = (_alone, _alone) if ranks is None else (ranks.first, ranks.agree)
         folder: Run | None = None
 
@@ -235,16 +235,21 @@ def train(
             nonlocal folder
             if not resume:
                 return _recipe(recipe, config, given)
+            fixed = [*given, *(name for name, value in (("recipe", recipe), ("config", config), ("out", out)) if value)]
+            if fixed:
+                raise ValueError(f"--resume goes on as the run began: leave out --{fixed[0].replace('_', '-')}")
             folder = Run.open(resume)
             return folder.recipe
 
         def create() -> None:
             nonlocal folder
-            check_data(full, dataset)
             folder = Run.create(full, out)
 
         full = first(begin)
         dataset = agree(lambda: load_data(full.data))
+        agree(lambda: check_data(full, dataset))
+        if ranks is not None:
+            check_ranks(full, dataset, ranks)
         if not resume:
             first(create)
         if (device == "auto" or chosen != "cpu") and not as_json:
@@ -299,19 +304,21 @@ def _together(work: Callable[[Ranks], int], direct: bool) -> int:
         processes = ", ".join(f"{rank} is {process}" for rank, process in enumerate(ranks.processes()))
         _note(f"{ranks.size} rank{'s' * (ranks.size > 1)}: {processes}", ranks)
         code = work(ranks)
-    except (AgreedError, FloatingPointError) as error:
-        return _failed(error) if ranks.rank == 0 else 1 if isinstance(error, FloatingPointError) else 2
+    except (AgreedError, FloatingPointError) as error:  # on all of them
+        code = _failed(error) if ranks.rank == 0 else 1 if isinstance(error, FloatingPointError) else 2
     except BaseException as error:
         code = _failed(error, f"rank {ranks.rank}: ")
         ranks.abort(code)
     if code == INTERRUPTED:
         ranks.abort(code)  # only rank 0 has heard of it
+    if code:
+        ranks.leave(code)
     return code
 
 
 def _own_device(device: str, ranks: Ranks) -> tuple[str, str]:
     """As `gpu.choose` does, but of several GPUs each rank of a machine gets one of its own."""
-    number, _ = ranks.neighbours()
+    number, _ = ranks.alike(os.environ.get("CUDA_VISIBLE_DEVICES"))  # a launcher may show each rank its own
 
     def choose() -> tuple[str, str]:
         chosen, reason = gpu.choose(device)

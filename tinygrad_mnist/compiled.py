@@ -14,7 +14,7 @@ import numpy as np
 
 from . import arrays, core, guards, native
 from .arrays import Array
-from .capture import Captured, data_of, parameter_names, record
+from .capture import Captured, OnHost, data_of, parameter_names, record
 from .core import Node, Tensor
 from .functional import tree_leaves, tree_map
 from .leaf import Pending
@@ -182,7 +182,8 @@ class Compiled:
             return [core._wrap(a._data[at], None) if isinstance(a, Tensor) else a[at] for a in arrays_]
 
         with self._lock, arrays.on_device_of(parts[0]):
-            variant = self._learned(rows(0), {}) if self._loops(parts) else None
+            loops = self._loops(parts)
+            variant = self._learned(rows(0), {}) if loops else None
             if variant is not None:
                 self._choose(variant, parts, order.shape[1], loop=True)
                 if self.backend == "numba":
@@ -190,7 +191,7 @@ class Compiled:
                     return tree_map(lambda r: _stacked([r] * len(order)) if type(r) is float else r, found)
             ran = self._ran
             results = [self(*rows(k)) for k in range(len(order))]
-            if variant is not None:
+            if loops:
                 self._ran = ran  # not why a single call runs as it does, but why there was no loop
             for leaf in () if self._last is None else self._last.captured.leaves():
                 leaf.set_quietly(None)
@@ -224,11 +225,15 @@ class Compiled:
 
     def _learned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> _Variant | None:
         """The variant that holds for a call that may run natively: what it takes to find it is undone, and holds no
-        large results."""
-        while not isinstance(variant := self._ready(args, kwargs, keep=False), _Variant):
-            if len(self._reasons) >= LIMIT:
-                return None
-        return variant
+        large results. None where none can: what is called on the host could not be undone."""
+        try:
+            while not isinstance(variant := self._ready(args, kwargs, keep=False), _Variant):
+                if len(self._reasons) >= LIMIT:
+                    return None
+            return variant
+        except OnHost as reason:
+            self._ran = "numpy", str(reason)
+            return None
 
     def _ready(self, args: Sequence[Any], kwargs: dict[str, Any], *, keep: bool = True) -> _Variant | _Result:
         """The variant that holds for this call; the result of the call where it is not known well enough, and the
@@ -250,7 +255,7 @@ class Compiled:
             return _Result(self.f(*args, **kwargs) if keep else None)
         self._ran = "eager", "captured in this call"
         seen = [] if variant is None else _digests(variant.captured.program)
-        captured, result = record(self.f, args, kwargs, keep=keep)
+        captured, result = record(self.f, args, kwargs, keep=keep, calls=keep)
         captured = captured._replace(program=eliminate(captured.program))
         if variant is None:
             if self._variants.keys() - {key} or variants:

@@ -20,7 +20,9 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,8 +35,13 @@ from .modes import current
 from .native import blas
 
 INSTALL = "pip install 'tinygrad-mnist[mpi]'"
+PATIENCE = 120
+"""Seconds that a rank waits for the others to end as it does."""
 LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Of MPICH and its relatives, of PMIx, of Open MPI, of MVAPICH: the variable that tells a process its rank."""
+
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Of MPICH and its relatives, of Open MPI, of MVAPICH: the number of ranks."""
 
 T = TypeVar("T")
 
@@ -71,17 +78,22 @@ class Ranks:
         self.batch, self.mine = batch, slice(start, stop)
         return self.mine
 
-    def average(self, params: Sequence[Tensor], *means: Array) -> Array:
+    def average(self, params: Iterable[Tensor], *means: Any) -> tuple[Array, ...]:
         """Make the gradients of `params`, in place, those of the mean over the batch: before, each is that of the mean
-        over this rank's rows. `means`: numbers that are such means too, of a loss say; returned are those over the
-        batch.
+        over this rank's rows. `means`: what is such a mean too, a loss say, as arrays or Tensors without axes; returned
+        are those over the batch.
 
         All have one dtype, for they travel as one buffer. In a captured function, this is a call on the host at every
-        replay. TypeError for several dtypes.
+        replay. TypeError for several dtypes, ValueError for a parameter that has no gradient.
         """
-        parts = [p.grad for p in params if p.grad is not None]
+        parts = []
+        for i, p in enumerate(params):
+            if p.grad is None:  # and maybe on this rank alone: the buffers would not fit together
+                raise ValueError(f"average: {p.name or f'parameter {i}'} has no gradient: give those that have one")
+            parts.append(p.grad)
         if means:
-            parts.append(arrays.namespace(type(means[0])).stack(means))
+            found = [m.data if isinstance(m, Tensor) else m for m in means]
+            parts.append(arrays.namespace(type(found[0])).stack(found))
         if len(dtypes := {str(a.dtype) for a in parts}) > 1:
             raise TypeError(f"average: all must have one dtype, not {' and '.join(sorted(dtypes))}")
         recorder = current.get().recorder
@@ -89,7 +101,7 @@ class Ranks:
             self._average(*parts)
         else:
             recorder.host_call(self._average, parts, result=False)
-        return parts[-1] if means else None
+        return tuple(parts[-1][i] for i in range(len(means)))
 
     def _average(self, *parts: Array) -> None:
         with arrays.on_device_of(parts[0]):
@@ -129,13 +141,14 @@ class Ranks:
         return self._buffers[key]
 
     def generator(self, rng: np.random.Generator) -> np.random.Generator:
-        """A generator whose `random` gives this rank its rows of what `rng` would give for a whole batch."""
+        """A generator whose `random`, of an array with a row for each of this rank's, gives it its rows of what `rng`
+        would give for the whole batch. All else it draws as `rng` does, the same on every rank."""
         return _Shared(rng, self)
 
     # -- agreement
 
     def agree(self, f: Callable[[], T]) -> T:
-        """`f()`, on every rank; where it fails on one, AgreedError on all, which says on which and why."""
+        """`f()`, which every rank calls; where it fails on one, AgreedError on all, which says on which and why."""
         found, problem = _tried(f)
         problems = self._comm.allgather(problem)
         for rank, text in enumerate(problems):
@@ -144,7 +157,7 @@ class Ranks:
         return found  # type: ignore[return-value]
 
     def first(self, f: Callable[[], T]) -> T:
-        """What `f()` is on rank 0, for all; where it fails there, AgreedError on all."""
+        """What `f()` is on rank 0, broadcast to all; where it fails there, AgreedError on all."""
         found, problem = self._comm.bcast(_tried(f) if self.rank == 0 else None)
         if problem is not None:
             raise AgreedError(problem)
@@ -157,7 +170,7 @@ class Ranks:
             raise AgreedError(f"{what} of rank{'s' * (len(odd) > 1)} {', '.join(odd)} differ from those of rank 0")
 
     def joined(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The rows that all ranks have, one rank's after the other's."""
+        """The rows that all ranks have, one rank's after the other's, on every rank."""
         return np.concatenate(self._comm.allgather(rows))
 
     # -- the job
@@ -166,14 +179,25 @@ class Ranks:
         """Of each rank which process it is: with this, what MPI says of one that died names its rank."""
         return self._comm.allgather(f"process {os.getpid()} on {platform.node()}")
 
-    def neighbours(self) -> tuple[int, int]:
-        """(which of the ranks on this machine it is, how many there are)."""
-        there = self._comm.allgather(platform.node())
+    def alike(self, what: Hashable) -> tuple[int, int]:
+        """(which of the ranks on this machine with an equal `what` it is, how many there are)."""
+        there = self._comm.allgather((platform.node(), what))
         return there[: self.rank].count(there[self.rank]), there.count(there[self.rank])
+
+    def leave(self, code: int) -> None:
+        """Before this rank ends with an exit code, as all should: the job ends if the others do not come here too."""
+        everybody = self._comm.Ibarrier()
+        deadline = time.monotonic() + PATIENCE
+        while not everybody.Test():
+            if time.monotonic() > deadline:
+                print(f"rank {self.rank} has waited for the others for {PATIENCE} s", file=sys.stderr)
+                self.abort(code)
+            time.sleep(0.01)
 
     def abort(self, code: int) -> None:
         """End the job at once: the others would wait for this rank for ever."""
-        sys.stdout.flush()
+        with suppress(OSError, ValueError):  # a full disk, a closed stream
+            sys.stdout.flush()
         self._comm.Abort(code)
 
 
@@ -196,9 +220,13 @@ class _Shared(np.random.Generator):
         self._ranks = ranks
 
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
-        """As that of a Generator, of an array with the rows of a batch."""
-        _, *rest = size or out.shape
-        rows = super().random((self._ranks.batch, *rest), dtype)[self._ranks.mine]
+        """As that of a Generator, of an array with this rank's rows of a batch."""
+        shape = out.shape if size is None and out is not None else size if isinstance(size, tuple) else (size,)
+        mine = self._ranks.mine
+        if shape[:1] != (mine.stop - mine.start,):
+            those = f"{mine.stop - mine.start} rows of the batch of {self._ranks.batch}"
+            raise ValueError(f"random: this rank has {those}, not {shape}: call begin(batch) before")
+        rows = super().random((self._ranks.batch, *shape[1:]), dtype)[mine]
         if out is None:
             return rows
         out[...] = rows
@@ -217,11 +245,12 @@ def under_mpiexec() -> bool:
 
 
 def world(*, direct: bool = False) -> Ranks:
-    """All ranks of the job that `mpiexec` started; one, where nothing did. ValueError where there is no MPI.
+    """All ranks of the job that `mpiexec` started; one, where nothing did. ValueError where there is no MPI, or another
+    than that of `mpiexec`.
 
     The ranks of a machine share its cores: each one's BLAS gets its part of them, unless OPENBLAS_NUM_THREADS or
     OMP_NUM_THREADS says otherwise. Ctrl-C is for rank 0 to deal with. An exception that nobody catches ends the job, on
-    whichever rank.
+    whichever rank. To leave otherwise on one rank alone, call `abort(code)`: `sys.exit` waits for the others.
     """
     try:
         from mpi4py import MPI
@@ -230,8 +259,12 @@ def world(*, direct: bool = False) -> Ranks:
     except RuntimeError as error:  # of mpi4py, where it finds no MPI library
         raise ValueError(f"mpi4py finds no MPI: {error}: {INSTALL}, or install the system's") from None
     ranks = Ranks(MPI.COMM_WORLD, direct=direct)
-    _, there = ranks.neighbours()
-    blas.share_cores(there)
+    started = max((int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()), default=1)
+    if ranks.size == 1 < started:
+        ours = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+        raise ValueError(f"mpiexec started {started} ranks, but mpi4py has another MPI, {ours}, which sees one")
+    _, sharing = ranks.alike(tuple(blas.cores()))  # a launcher may have given each rank cores of its own
+    blas.share_cores(sharing)
     if ranks.rank > 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if ranks.size > 1:
@@ -241,6 +274,8 @@ def world(*, direct: bool = False) -> Ranks:
 
 def _uncaught(ranks: Ranks, kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Python's `excepthook` on a rank: it ends the job."""
-    sys.__excepthook__(kind, error, trace)
-    print(f"rank {ranks.rank} of {ranks.size} ended: {kind.__name__}: {error}", file=sys.stderr, flush=True)
-    ranks.abort(1)
+    try:
+        sys.__excepthook__(kind, error, trace)
+        print(f"rank {ranks.rank} of {ranks.size} ended: {kind.__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        ranks.abort(1)

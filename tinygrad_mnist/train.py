@@ -154,6 +154,8 @@ class Training:
         self, recipe: Recipe, dataset: Dataset, device: str = "cpu", *, compile: bool = True,
         ranks: Ranks | None = None,
     ) -> None:
+        if ranks is not None:
+            check_ranks(recipe, dataset, ranks)
         check_data(recipe, dataset)
         self.recipe = recipe
         self.ranks = ranks
@@ -184,8 +186,6 @@ class Training:
         self.tested: Evaluation | None = None  # on the test images, after the last epoch that ran here
         self.fingerprint = fingerprint(dataset)  # a resumed run must see the same data
         if ranks is not None:
-            _check_ranks(recipe, len(self.train_set.images), ranks)
-            ranks.check_same("the data", self.fingerprint)
             self.model.rng = ranks.generator(self.model.rng)
 
     def run_epoch(self, monitor: Monitor) -> None:
@@ -217,6 +217,8 @@ class Training:
         seconds = time.perf_counter() - start
         self._check(train_loss, "loss")
         self.model.eval()  # between epochs, and for whoever has the trained model
+        if self.ranks is not None:  # before they are looked at: all ranks see the same in them, and do the same
+            self.ranks.check_same("the weights", arrays.checksum(self.model.flat))
         if not arrays.all_finite(self.model.flat):  # the last step: no loss has seen what it did
             raise self._diverged("a parameter became inf or nan")
 
@@ -233,8 +235,6 @@ class Training:
                 row[f"{name}_loss"] = loss_there
                 row[f"{name}_accuracy"] = found.accuracy
                 self.tested = found  # the test images come last
-        if self.ranks is not None:
-            self.ranks.check_same("the weights", arrays.checksum(self.model.flat))
         rate = {"seconds": seconds, "images_per_second": score.images / seconds}
         row |= dict.fromkeys(rate) if self.emulated else rate
         self.history.append(row)
@@ -331,7 +331,7 @@ class Training:
         unit = 4 + KEPT.get(self.recipe.activation, 2) + 3 * bool(self.recipe.dropout)
         pixel = 2 + 14 * self.recipe.distorts
         image = self.model.flat.itemsize * (pixel * first + unit * sum(rest))
-        fits = (room - 2 * self.model.flat.nbytes) // image
+        fits = (room - 2 * self.model.flat.nbytes) // image * (1 if self.ranks is None else self.ranks.size)
         remedy = f"a batch of {2 ** (fits.bit_length() - 1)}" if fits > 0 else "not even a batch of 1"
         if self._compiled:  # while a step is captured, it keeps all that it has computed
             remedy = f"uncompiled, {remedy}"
@@ -499,17 +499,24 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
         raise ValueError(f"validation = {recipe.validation} of {len(dataset[0])} images leaves one side empty")
 
 
-def _check_ranks(recipe: Recipe, images: int, ranks: Ranks) -> None:
-    """Raise AgreedError, in one line, where the ranks cannot share every batch of an epoch."""
+def check_ranks(recipe: Recipe, dataset: Dataset, ranks: Ranks) -> None:
+    """Raise AgreedError, in one line, where ranks do not have the same to do, or cannot share it."""
+    ranks.check_same("the recipes", recipe.to_toml())
+    ranks.check_same("the data", fingerprint(dataset))
     if recipe.batch % ranks.size:
         below = recipe.batch // ranks.size * ranks.size
         near = " or ".join(str(n) for n in (below, below + ranks.size) if n)
         raise AgreedError(f"batch {recipe.batch} cannot be shared evenly by {ranks.size} ranks: take {near}")
+    held = _held_out(recipe, dataset[0])
+    images = len(dataset[0]) - held
     if 0 < (last := images % recipe.batch) < ranks.size:
         raise AgreedError(
             f"of {images} images in batches of {recipe.batch}, the last has {last}, fewer than {ranks.size} ranks: "
             "take another batch"
         )
+    for name, n in (("validation", held), ("test", len(dataset[2]))):
+        if 0 < n < ranks.size:
+            raise AgreedError(f"{n} {name} images are fewer than {ranks.size} ranks: start fewer")
 
 
 def _held_out(recipe: Recipe, images: NDArray[np.uint8]) -> int:

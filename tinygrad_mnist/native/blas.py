@@ -53,8 +53,12 @@ def share_cores(processes: int) -> None:
     """Let this process, one of so many on this machine, use its part of the cores, unless a variable says how many
     threads the BLAS has."""
     if not any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        limit_threads(max(1, cores // processes))
+        limit_threads(max(1, len(cores()) // processes))
+
+
+def cores() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def limit_threads(n: int) -> None:
