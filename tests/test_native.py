@@ -515,6 +515,22 @@ def test_reasons(checked, make, message):
     assert re.search(message, reason(make, data(), orders(7)))
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_what_runs_on_the_host_runs_once_a_step(monkeypatch, scan):
+    """Other processes may take part in it: to find out whether a loop can be native, it must not be tried."""
+    calls = []
+    monkeypatch.setattr(optim, "_clip", lambda *args, clip=optim._clip: calls.append(1) or clip(*args))
+    compiled = tinygrad_mnist.compile(clipped()[0])
+    if scan:
+        compiled.scan(data(), orders(7))
+        assert len(calls) == len(orders(7))
+    else:
+        x, y = (np.concatenate([a] * (native.ROWS // len(a) + 1)) for a in data())
+        for done in range(1, 5):
+            compiled(x, y)
+            assert len(calls) == done
+
+
 def test_a_program_that_would_take_minutes_to_compile_runs_on_numpy():
     step, _ = training(sizes=(6, *[4] * 60, 3))()
     compiled = tinygrad_mnist.compile(step)
