@@ -319,7 +319,7 @@ def test_info(run, monkeypatch):
         ("train --data ", "data must be 'mnist' or a path; got ''"),
         ("train --data nowhere", "{here}/nowhere: expected a readable file, found No such file or directory"),
         ("train --config nowhere.toml", "nowhere.toml: No such file or directory"),
-        ("train --recipe bset", "recipe must be best; got 'bset'"),
+        ("train --recipe bset", "recipe must be best or record; got 'bset'"),
         ("train --resume r --recipe best", "--resume goes on as the run began: leave out --recipe"),
         ("train --resume nowhere", "nowhere is no run folder: it has no config.toml"),
         ("train --resume r --weight-decay 1", "--resume goes on as the run began: leave out --weight-decay"),

@@ -76,10 +76,10 @@ def test_a_file_overrides_the_recipe_that_it_is_read_on_top_of(tmp_path):
 
 
 def test_recipes_have_names():
-    assert RECIPES.keys() == {"best"}
+    assert RECIPES.keys() == {"best", "record"}
     assert all(recipe.distorts for recipe in RECIPES.values())
     assert not Recipe(sigma=3.0).distorts
-    with pytest.raises(ValueError, match="^recipe must be best; got 'bset'$"):
+    with pytest.raises(ValueError, match="^recipe must be best or record; got 'bset'$"):
         named("bset")
 
 
