@@ -139,7 +139,7 @@ def test_the_config_in_the_readme_is_one():
         ("[options]\nlr = 1\n[grid]\nlr = [1]", "lr is in [options] and in [grid]: leave one out"),
         ("seeds = 3\n[grid]\nlr = [1]", "seeds must be a list of one value or more; got 3"),
         ("seeds = [-1]\n[grid]\nlr = [1]", "seed must be a whole number, 0 or more; got -1"),
-        ("recipe = 'worst'\n[grid]\nlr = [1]", "recipe must be best; got 'worst'"),
+        ("recipe = 'worst'\n[grid]\nlr = [1]", "recipe must be best or record; got 'worst'"),
         ("[random]\nlr = [1]", "samples must be a whole number, 1 or more; got None"),
         ("samples = 2\n[random]\nlr = [1]", "samples = 2, but what [random] draws is 1 at most: lower samples"),
         ("samples = 1\ndraw_seed = -1\n[random]\nlr = [1]", "draw_seed must be a whole number, 0 or more; got -1"),
