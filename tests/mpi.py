@@ -50,8 +50,11 @@ def _missing():
     if _mpiexec() is None:
         return "there is no mpiexec"
     program = "from mpi4py.MPI import COMM_WORLD; print(COMM_WORLD.Get_size())"
-    tried = subprocess.run(
-        [_mpiexec(), "-n", "2", sys.executable, "-c", program], env=environment(), capture_output=True, text=True,
-        timeout=60, check=False,
-    )
+    try:
+        tried = subprocess.run(
+            [_mpiexec(), "-n", "2", sys.executable, "-c", program], env=environment(), capture_output=True, text=True,
+            timeout=60, check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "mpiexec starts no job within a minute"
     return None if tried.stdout.split() == ["2", "2"] else f"mpiexec starts no job: {tried.stdout}{tried.stderr}"[:300]

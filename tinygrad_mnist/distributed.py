@@ -40,6 +40,8 @@ PATIENCE = 120
 LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Of MPICH and its relatives, of PMIx, of Open MPI, of MVAPICH: the variable that tells a process its rank."""
 
+FORWARDED = 0.5
+"""Seconds in which `mpiexec` passes on what a rank has said; of a job that was aborted it drops the rest."""
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Of MPICH and its relatives, of Open MPI, of MVAPICH: the number of ranks."""
 
@@ -196,8 +198,10 @@ class Ranks:
 
     def abort(self, code: int) -> None:
         """End the job at once: the others would wait for this rank for ever."""
-        with suppress(OSError, ValueError):  # a full disk, a closed stream
-            sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # a full disk, a closed stream, none
+                stream.flush()
+        time.sleep(FORWARDED)
         self._comm.Abort(code)
 
 

@@ -162,6 +162,8 @@ def _sampled(worker: measure.Worker) -> float:
 
 
 def duration(seconds: float) -> str:
+    if seconds >= 1000:
+        return f"{seconds:.0f} s"
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
