@@ -34,7 +34,7 @@ try:
     from .bench.cli import app as bench
     from .data import idx
     from .data.files import open_file
-    from .distributed import AgreedError, Ranks, world
+    from .distributed import AgreedError, Ranks, explained, world
     from .explain_cli import explain
     from .inference import evaluate, load_model, predict, probabilities, versions
     from .notebooks.cli import app as notebooks
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
         code = _invoke(arguments)
         print(end="", flush=True)  # here, where an error is reported
         return code
-    except (KeyboardInterrupt, typer.TyperException, ArithmeticError, OSError, ValueError, MemoryError) as error:
+    except (*EXPECTED, typer.TyperException, KeyboardInterrupt) as error:
         return _failed(error)
 
 
@@ -109,8 +109,7 @@ def _failed(error: BaseException, where: str = "") -> int:
     if not isinstance(error, EXPECTED):
         traceback.print_exception(error, file=progress.stderr())
         return _fail(f"{where}{type(error).__name__}: {error}", code=1)
-    reason = _reason(error) if isinstance(error, OSError) else error
-    return _fail(f"{where}{reason}", code=1 if isinstance(error, FloatingPointError) else 2)
+    return _fail(f"{where}{explained(error)}", code=1 if isinstance(error, FloatingPointError) else 2)
 
 
 def _invoke(arguments: Sequence[str]) -> int:
@@ -121,10 +120,6 @@ def _invoke(arguments: Sequence[str]) -> int:
             return command.invoke(context) or 0
     except typer.Exit as done:  # --help
         return done.exit_code
-
-
-def _reason(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _fail(message: object, code: int = 2) -> int:
@@ -280,7 +275,7 @@ def _train(
     except FloatingPointError as error:
         code = _fail(error, code=1)
     except OSError as error:
-        raise OSError(f"{_reason(error)}; {resume_hint}") from error
+        raise OSError(f"{explained(error)}; {resume_hint}") from error
     if (folder.path / REPORT).exists():
         report = json.loads((folder.path / REPORT).read_text(encoding="utf-8"))
         if as_json:

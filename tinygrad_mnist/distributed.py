@@ -37,11 +37,11 @@ from .native import blas
 INSTALL = "pip install 'tinygrad-mnist[mpi]'"
 PATIENCE = 120
 """Seconds that a rank waits for the others to end as it does."""
-LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-"""Of MPICH and its relatives, of PMIx, of Open MPI, of MVAPICH: the variable that tells a process its rank."""
-
 FORWARDED = 0.5
 """Seconds in which `mpiexec` passes on what a rank has said; of a job that was aborted it drops the rest."""
+
+LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Of MPICH and its relatives, of PMIx, of Open MPI, of MVAPICH: the variable that tells a process its rank."""
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Of MPICH and its relatives, of Open MPI, of MVAPICH: the number of ranks."""
 
@@ -209,10 +209,13 @@ def _tried(f: Callable[[], T]) -> tuple[T | None, str | None]:
     """(result, what is wrong)."""
     try:
         return f(), None
-    except OSError as error:
-        return None, f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except (ValueError, MemoryError) as error:
-        return None, str(error)
+    except (OSError, ValueError, MemoryError) as error:
+        return None, explained(error)
+
+
+def explained(error: BaseException) -> str:
+    """What an error says; where it is about a file, which one, and without the number of the system's error."""
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 class _Shared(np.random.Generator):

@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +35,7 @@ class Gemm(NamedTuple):
 @functools.cache
 def find() -> Gemm | None:
     """The products of NumPy's BLAS; None where it has none that could be called."""
-    for path in _libraries():
-        try:
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
+    for library in _loaded():
         for symbol in _SYMBOLS:
             try:
                 functions = {kind: getattr(library, symbol.format(kind)) for kind in "sd"}
@@ -63,15 +60,17 @@ def cores() -> list[int]:
 
 def limit_threads(n: int) -> None:
     """Let an OpenBLAS use at most so many threads; another BLAS stays as it is."""
-    for path in _libraries():
-        try:
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
+    for library in _loaded():
         for symbol in _THREADS:
             if hasattr(library, symbol):
                 getattr(library, symbol)(n)
                 return
+
+
+def _loaded() -> Iterator[ctypes.CDLL]:
+    for path in _libraries():
+        with suppress(OSError):
+            yield ctypes.CDLL(path)
 
 
 def _libraries() -> Iterator[str]:

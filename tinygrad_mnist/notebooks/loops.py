@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import arrays, compile, data, gpu, metrics, no_grad, optim, plots
-from ..bench import measure
+from ..bench import measure, report
 from ..bench.works import Work
 from ..core import Tensor
 from ..runs import Row
@@ -161,15 +161,6 @@ def _sampled(worker: measure.Worker) -> float:
     return seconds
 
 
-def duration(seconds: float) -> str:
-    if seconds >= 1000:
-        return f"{seconds:.0f} s"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
 # ---- the report ---------------------------------------------------------------------------------------------------
 
 
@@ -235,12 +226,12 @@ class Session:
         """A duration against the reported one; none where no time counts."""
         if self.timed:
             ratio = "" if reported is None else f"{reported / ours:.3g} x"
-            self._line(Line(what, "-" if reported is None else duration(reported), duration(ours), ratio))
+            self._line(Line(what, "-" if reported is None else report.seconds(reported), report.seconds(ours), ratio))
 
     def faster(self, what: str, theirs: float, ours: float, aim: float | None = None) -> None:
         """Two times that were taken in turns in this run."""
         note = "" if aim is None else f"asked for: {aim:g}"
-        self._line(Line(what, duration(theirs), duration(ours), f"{theirs / ours:.3g} x", note))
+        self._line(Line(what, report.seconds(theirs), report.seconds(ours), f"{theirs / ours:.3g} x", note))
 
     @property
     def timed(self) -> bool:
